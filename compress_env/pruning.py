@@ -1,0 +1,159 @@
+"""Removing channels for real: a smaller network from a layer graph and the atoms that stay.
+
+What is removed is gone: weights, normalisation entries, the slices of the layers that read it. The
+result equals the dense network whose readers see zeros in the removed channels.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from compress_env.channel_modules import PadChannels, SelectChannels, UnevenGroupedConv2d
+from compress_env.layer_graph import Layer, LayerGraph
+
+
+def prune(graph: LayerGraph, kept_atoms: np.ndarray) -> fx.GraphModule:
+    """Build the network without the atoms that go.
+
+    Args:
+        graph: layer graph of the dense network.
+        kept_atoms: bool (atoms,), as `CompressionPlan.kept_atoms` gives them.
+
+    Returns:
+        A network of its own: no parameter is shared with the dense one. Module names, and so the
+        keys of its `state_dict`, are those of the dense network.
+    """
+    modules: dict[str, nn.Module] = {}
+    for layer in graph.layers:
+        dense = graph.module.get_submodule(layer.name)
+        modules[layer.name] = _smaller_layer(layer, dense, kept_atoms)
+    for name, atoms in graph.channels.items():
+        modules[name] = _smaller_module(graph.module.get_submodule(name), kept_atoms[atoms])
+    for node in graph.module.graph.nodes:
+        name = str(node.target)
+        if node.op == "call_module" and name not in modules:
+            modules[name] = copy.deepcopy(graph.module.get_submodule(name))
+        elif node.op == "get_attr" and name not in modules:
+            modules[name] = copy.deepcopy(_attribute(graph.module, name))
+    return fx.GraphModule(modules, graph.module.graph, type(graph.module).__name__).eval()
+
+
+def _attribute(module: nn.Module, name: str) -> torch.Tensor:
+    value: object = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def _indices(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.flatnonzero(mask))
+
+
+def _parameter(value: torch.Tensor, like: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().clone(), requires_grad=like.requires_grad)
+
+
+def _smaller_layer(layer: Layer, dense: nn.Module, kept_atoms: np.ndarray) -> nn.Module:
+    """A layer with only its kept inputs and outputs."""
+    inputs, outputs = kept_atoms[layer.in_atoms], kept_atoms[layer.out_atoms]
+    if isinstance(dense, nn.Linear):
+        linear = _shallow(dense)
+        weight = dense.weight[_indices(outputs)][:, _indices(inputs)]
+        linear.weight = _parameter(weight, dense.weight)
+        if dense.bias is not None:
+            linear.bias = _parameter(dense.bias[_indices(outputs)], dense.bias)
+        linear.in_features, linear.out_features = int(inputs.sum()), int(outputs.sum())
+        return linear
+    assert isinstance(dense, nn.Conv2d)
+    if layer.groups == 1:
+        return _smaller_conv(dense, _indices(outputs), _indices(inputs), 1)
+    return _smaller_grouped(layer, dense, inputs, outputs)
+
+
+def _smaller_conv(
+    dense: nn.Conv2d, outputs: torch.Tensor, inputs: torch.Tensor | None, groups: int
+) -> nn.Conv2d:
+    """Keep these output rows and, unless None, these input columns of the weights."""
+    conv = _shallow(dense)
+    weight = dense.weight[outputs] if inputs is None else dense.weight[outputs][:, inputs]
+    conv.weight = _parameter(weight, dense.weight)
+    if dense.bias is not None:
+        conv.bias = _parameter(dense.bias[outputs], dense.bias)
+    conv.groups = groups
+    conv.in_channels, conv.out_channels = weight.shape[1] * groups, weight.shape[0]
+    return conv
+
+
+def _smaller_grouped(
+    layer: Layer, dense: nn.Conv2d, inputs: np.ndarray, outputs: np.ndarray
+) -> nn.Module:
+    """A grouped convolution keeps one group per group that still reads and makes channels.
+
+    Groups of equal sizes stay one grouped convolution; else every group becomes its own.
+    """
+    reads = inputs.reshape(layer.groups, -1)
+    makes = outputs.reshape(layer.groups, -1)
+    in_sizes, out_sizes = reads.sum(1), makes.sum(1)
+    alive = (in_sizes > 0) | (out_sizes > 0)
+    kept = np.flatnonzero(alive)
+    even = len({*in_sizes[kept].tolist()}) == 1 and len({*out_sizes[kept].tolist()}) == 1
+    rows = torch.from_numpy(np.flatnonzero(outputs))
+    if even:
+        conv = _smaller_conv(dense, rows, None, len(kept))
+        columns = [_indices(reads[group]).repeat(int(out_sizes[group]), 1) for group in kept]
+        index = torch.cat(columns)[:, :, None, None].expand(-1, -1, *dense.kernel_size)
+        conv.weight = _parameter(conv.weight.gather(1, index), dense.weight)
+        conv.in_channels = int(in_sizes.sum())
+        return conv
+    width = makes.shape[1]
+    parts: list[nn.Conv2d | None] = []
+    biases: list[torch.Tensor | None] = []
+    for group in kept:
+        own = torch.from_numpy(np.flatnonzero(makes[group]) + group * width)
+        whole = in_sizes[group] > 0 and out_sizes[group] > 0
+        parts.append(_smaller_conv(dense, own, _indices(reads[group]), 1) if whole else None)
+        if in_sizes[group] > 0:
+            biases.append(None)
+        elif dense.bias is None:
+            biases.append(dense.weight.new_zeros(len(own)))
+        else:
+            biases.append(_parameter(dense.bias[own], dense.bias))
+    return UnevenGroupedConv2d(parts, in_sizes[kept].tolist(), biases)
+
+
+def _smaller_module(dense: nn.Module, kept: np.ndarray) -> nn.Module:
+    """A normalisation, selection, padding or per-channel activation with the kept channels."""
+    if isinstance(dense, SelectChannels):
+        index = dense.index.cpu().numpy()
+        place = np.cumsum(kept) - 1
+        return SelectChannels(place[index[kept[index]]])
+    if isinstance(dense, PadChannels):
+        before = int(kept[: dense.before].sum())
+        after = int(kept[kept.size - dense.after :].sum()) if dense.after else 0
+        return PadChannels(before, after)
+    module = _shallow(dense)
+    indices = _indices(kept)
+    for name, parameter in dense._parameters.items():
+        if parameter is not None:
+            setattr(module, name, _parameter(parameter[indices], parameter))
+    for name, buffer in dense._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = buffer[indices].clone() if buffer.dim() else buffer.clone()
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.num_features = int(kept.sum())
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = int(kept.sum())
+    return module
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers can be replaced without touching the original's."""
+    twin = copy.copy(module)
+    for attribute in ("_parameters", "_buffers", "_modules"):
+        twin.__dict__[attribute] = dict(getattr(module, attribute))
+    return twin
