@@ -1,0 +1,1 @@
+"""How each data set is found, split and decoded; :mod:`compress_env.data` is the way in."""
