@@ -36,7 +36,9 @@ def _import_dgl() -> Any:
     if _needs_stand_in():
         stand_in = types.ModuleType(_GRAPHBOLT, "Empty: see compress_env.dgl_import.")
         sys.modules.setdefault(_GRAPHBOLT, stand_in)
-    return importlib.import_module("dgl")
+    module = importlib.import_module("dgl")
+    importlib.import_module("dgl.nn")  # So that `dgl.nn` is there without a second import of dgl.
+    return module
 
 
 dgl: Any = _import_dgl()
