@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 __all__ = ["Checkpoint", "default_weights", "load_weights", "read_metadata", "save_weights"]
@@ -104,7 +104,8 @@ def save_weights(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     state = {k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}
-    save_file(state, partial, dict(metadata))
+    # save_file would make it readable for its owner alone.
+    partial.write_bytes(save(state, dict(metadata)))
     os.replace(partial, target)
 
 

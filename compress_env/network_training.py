@@ -1,0 +1,379 @@
+"""Training of the dense network that is compressed afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .data import ImageSet, Splits, load_splits, normalize
+from .datasets.augmentation import augment
+from .datasets.cache import cache_folder, locked
+from .networks import NETWORKS, build_network
+from .networks.weights import default_weights, read_metadata, save_weights
+
+__all__ = ["NetworkTraining", "accuracy", "ensure_digits_weights", "train_network"]
+
+_SCHEDULES = ("cosine", "onecycle")
+_EVALUATION_BATCH = 250
+# What is larger stays on disk, and only batches of it go to the device.
+_RESIDENT_BYTES = 4 * 2**30
+# Options that may differ between an interrupted training and the one that goes on with it.
+_MOVABLE = {"data_root", "device"}
+
+
+@dataclass(frozen=True)
+class NetworkTraining:
+    """How to train a dense network.
+
+    Attributes:
+        network: a name that :func:`compress_env.networks.build_network` knows.
+        dataset: a name that :func:`compress_env.data.load_splits` knows.
+        data_root: folder of the images, for data sets that have one.
+        image_size: side in pixels that the images are brought to.
+        epochs: passes over the training split.
+        learning_rate: the highest one of the schedule.
+        batch_size: images per step; None: 128, or the power of two from 16 on with which an
+            epoch of a small data set still has 25 steps.
+        momentum: Nesterov's, from 0 to below 1.
+        weight_decay: of every parameter.
+        schedule: ``"cosine"`` falls from the first step on; ``"onecycle"`` rises during the
+            first quarter before.
+        label_smoothing: share of the label spread over all classes, from 0 to below 1.
+        seed: of the splits, the first weights, the order of the images and their augmentation.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``, ...; ``"auto"`` takes a GPU where there is one.
+    """
+
+    network: str
+    dataset: str
+    data_root: str | None = None
+    image_size: int | None = None
+    epochs: int = 25
+    learning_rate: float = 0.1
+    batch_size: int | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "onecycle"
+    label_smoothing: float = 0.0
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "epochs must be at least 1": self.epochs >= 1,
+            "learning_rate must be positive": 0 < self.learning_rate < math.inf,
+            "batch_size must be at least 2": self.batch_size is None or self.batch_size >= 2,
+            "momentum must be at least 0 and below 1": 0 <= self.momentum < 1,
+            "weight_decay must be at least 0": 0 <= self.weight_decay < math.inf,
+            f"schedule must be one of {', '.join(_SCHEDULES)}": self.schedule in _SCHEDULES,
+            "label_smoothing must be at least 0 and below 1": 0 <= self.label_smoothing < 1,
+            "seed must be at least 0": self.seed >= 0,
+        }
+        for rule, holds in allowed.items():
+            if not holds:
+                raise ValueError(f"{rule}, got {getattr(self, rule.split()[0])!r}")
+
+    def command(self) -> str:
+        """The command line that does this training; what has its default is left out."""
+        words = ["compress-agents train-network"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in {"network", "dataset"} or value != field.default:
+                words.append(f"--{field.name.replace('_', '-')} {shlex.quote(str(value))}")
+        return " ".join(words)
+
+
+def train_network(
+    options: NetworkTraining, out_path: str | os.PathLike[str], resume: bool = False
+) -> dict[str, float]:
+    """Train a network, and save it with what is known about it.
+
+    After every epoch the state is written beside ``out_path``; a training that was interrupted
+    and resumed gives the same weights, on a CPU to the last bit, as one that was not. The random
+    numbers of an epoch depend on nothing but seed and epoch.
+
+    Args:
+        options: what to train and how.
+        out_path: the ``.safetensors`` file to write. Its metadata are strings: ``command``,
+            ``network``, ``dataset``, ``num_classes``, ``seed``, ``options`` and the results (JSON).
+        resume: go on from an interrupted training, or return the results of a finished one;
+            start where there is neither.
+
+    Returns:
+        ``train_loss`` of the last epoch, ``search_accuracy``, ``test_accuracy`` (from 0 to 1; the
+        test split is looked at once, at the end), ``epochs``, ``wall_seconds``.
+
+    Raises:
+        ValueError: an option is not allowed, or there is the state of another training, or of an
+            interrupted one although ``resume`` is not set.
+    """
+    out = Path(out_path)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out_path must end in .safetensors, got {out}")
+    if resume and out.is_file():
+        return _finished_results(out, options)
+    checkpoint = out.with_suffix(".checkpoint")
+    state = _read_checkpoint(checkpoint, options, resume)
+    device = _device(options.device)
+    splits = load_splits(options.dataset, options.data_root, options.seed, options.image_size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        run = _Run(options, splits, device)
+        if state is not None:
+            run.load_state_dict(state)
+        run.train(checkpoint)
+    results = run.results()
+    metadata = {
+        "command": options.command(),
+        "network": options.network,
+        "dataset": options.dataset,
+        "num_classes": str(splits.num_classes),
+        "seed": str(options.seed),
+        "options": json.dumps(asdict(options)),
+        "results": json.dumps(results),
+    }
+    save_weights(run.network, out, metadata)
+    checkpoint.unlink(missing_ok=True)
+    return results
+
+
+def ensure_digits_weights(network_name: str) -> Path:
+    """The weights of a network on the digits: embedded, or trained at the first call.
+
+    Training takes from seconds to a few minutes and happens once; the file is kept in the cache
+    folder.
+
+    Args:
+        network_name: a key of ``NETWORKS``, made for small images.
+
+    Raises:
+        ValueError: it is not such a network.
+    """
+    embedded = default_weights(network_name, "digits")
+    if embedded is not None:
+        return embedded
+    small = [name for name, spec in NETWORKS.items() if spec.image_size <= 32]
+    if network_name not in small:
+        raise ValueError(
+            f"weights must name a file for network {network_name!r} on dataset 'digits'; they "
+            f"can be left out for {', '.join(small)}"
+        )
+    options = NetworkTraining(network_name, "digits")
+    recipe = hashlib.sha256(options.command().encode()).hexdigest()[:8]
+    path = cache_folder() / "weights" / f"{network_name}-digits-{recipe}.safetensors"
+    if not path.is_file():
+        with locked(path.stem):
+            print(f"Training {network_name} on the digits, once, into {path}", file=sys.stderr)
+            train_network(options, path, resume=True)
+    return path
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: ImageSet, splits: Splits) -> float:
+    """Share of the images that a network gets right, from 0 to 1, on the network's device."""
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    right = 0
+    for start in range(0, len(images), _EVALUATION_BATCH):
+        chosen = slice(start, start + _EVALUATION_BATCH)
+        batch = normalize(torch.from_numpy(np.array(images.images[chosen])).to(device), splits)
+        guesses = network(batch).argmax(1).cpu().numpy()
+        right += int((guesses == images.labels[chosen]).sum())
+    network.train(training)
+    return right / len(images)
+
+
+def learning_rate_at(options: NetworkTraining, progress: float) -> float:
+    """The learning rate at a share of the training, from 0 to 1."""
+    rise = 0.25 if options.schedule == "onecycle" else 0.0
+    if progress < rise:
+        return options.learning_rate * (0.04 + 0.96 * progress / rise)
+    fall = (progress - rise) / (1 - rise)
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+def _batch_size(options: NetworkTraining, images: int) -> int:
+    if options.batch_size is not None:
+        return min(options.batch_size, images)
+    return min(images, next((size for size in (128, 64, 32) if images >= 25 * size), 16))
+
+
+class _Feed:
+    """The training images on the device, or on disk where there are too many."""
+
+    def __init__(self, images: ImageSet, device: torch.device) -> None:
+        self.device = device
+        self.labels = torch.from_numpy(images.labels.copy()).to(device)
+        self.on_disk = images.images
+        self.resident: Tensor | None = None
+        if images.images.nbytes <= _RESIDENT_BYTES:
+            self.resident = torch.from_numpy(np.array(images.images)).to(device)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images uint8 (B, 3, H, W) and labels int64 (B,) at the indices, on the device."""
+        on_device = indices.to(self.device)
+        if self.resident is not None:
+            return self.resident[on_device], self.labels[on_device]
+        images = torch.from_numpy(self.on_disk[indices.numpy()])
+        return images.to(self.device), self.labels[on_device]
+
+
+class _Run:
+    """One training: what it needs, and what it has reached."""
+
+    def __init__(self, options: NetworkTraining, splits: Splits, device: torch.device) -> None:
+        torch.manual_seed(options.seed)
+        network = build_network(options.network, splits.num_classes)
+        self.options, self.splits, self.device = options, splits, device
+        self.batch_size = _batch_size(options, len(splits.train))
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=options.learning_rate,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            nesterov=options.momentum > 0,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+        self.epoch = 0
+        self.figures = {"train_loss": math.nan, "search_accuracy": 0.0, "wall_seconds": 0.0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides how the training goes on."""
+        return {
+            "options": asdict(self.options),
+            "epoch": self.epoch,
+            "figures": self.figures,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to where ``state_dict`` was called."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.figures = state["epoch"], dict(state["figures"])
+
+    def train(self, checkpoint: Path) -> None:
+        """The epochs that are left, each followed by a look at the search split."""
+        feed = _Feed(self.splits.train, self.device)
+        steps = len(self.splits.train) // self.batch_size
+        with tqdm(
+            total=self.options.epochs * steps,
+            initial=self.epoch * steps,
+            desc=f"Training {self.options.network}",
+            unit="step",
+        ) as bar:
+            while self.epoch < self.options.epochs:
+                started = time.perf_counter()
+                loss = self._run_epoch(feed, steps, bar)
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"learning_rate {self.options.learning_rate} is too high: the loss is no "
+                        f"number any more in epoch {self.epoch + 1}"
+                    )
+                reached = accuracy(self.network, self.splits.search, self.splits)
+                seconds = self.figures["wall_seconds"] + time.perf_counter() - started
+                self.figures = {
+                    "train_loss": loss,
+                    "search_accuracy": reached,
+                    "wall_seconds": seconds,
+                }
+                self.epoch += 1
+                bar.set_postfix(epoch=self.epoch, loss=f"{loss:.3f}", accuracy=f"{reached:.2%}")
+                _write_checkpoint(checkpoint, self.state_dict())
+
+    def results(self) -> dict[str, float]:
+        """The figures of the last epoch and the look at the test split."""
+        tested = accuracy(self.network, self.splits.test, self.splits)
+        return {**self.figures, "test_accuracy": tested, "epochs": float(self.epoch)}
+
+    def _run_epoch(self, feed: _Feed, steps: int, bar: Any) -> float:
+        options, size = self.options, self.batch_size
+        # Seeded anew in every epoch, so that there is no random state to carry along.
+        seed = int(np.random.SeedSequence([options.seed, self.epoch]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # for dropout
+        order = torch.randperm(len(self.splits.train), generator=generator)
+        total = torch.zeros((), device=self.device)
+        self.network.train()
+        for step in range(steps):
+            rate = learning_rate_at(options, (self.epoch + step / steps) / options.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            images, labels = feed.batch(order[step * size : (step + 1) * size])
+            inputs = normalize(augment(images, self.splits.mirror, generator), self.splits)
+            with torch.autocast(self.device.type, enabled=self.scaler.is_enabled()):
+                logits = self.network(inputs)
+                loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            total += loss.detach()
+            bar.update()
+        return float(total) / steps
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not available here; 'cpu' always is") from error
+
+
+def _write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    torch.save(dict(state), partial)
+    os.replace(partial, path)
+
+
+def _read_checkpoint(path: Path, options: NetworkTraining, resume: bool) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    if not resume:
+        raise ValueError(f"resume must be set, or {path} deleted: it is an interrupted training")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        _check_same(path, state["options"], options)
+    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"resume: {path} is not the state of a training: {error}") from error
+    return state
+
+
+def _finished_results(path: Path, options: NetworkTraining) -> dict[str, float]:
+    metadata = read_metadata(path)
+    if "options" not in metadata or "results" not in metadata:
+        raise ValueError(f"out_path {path} exists and does not come from a training")
+    _check_same(path, json.loads(metadata["options"]), options)
+    return dict(json.loads(metadata["results"]))
+
+
+def _check_same(path: Path, stored: Mapping[str, Any], options: NetworkTraining) -> None:
+    for name, value in asdict(options).items():
+        if name not in _MOVABLE and stored.get(name) != value:
+            raise ValueError(
+                f"out_path: {path} belongs to another training: {name} is {stored.get(name)!r} "
+                f"there and {value!r} here"
+            )
