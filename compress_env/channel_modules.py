@@ -99,3 +99,9 @@ class UnevenGroupedConv2d(nn.Module):
         for key, name in self.constants.items():
             outputs[key] = torch.zeros_like(like) + getattr(self, name).view(1, -1, 1, 1)
         return torch.cat([outputs[key] for key in sorted(outputs, key=int)], 1)
+
+    def ordered_parts(self) -> list[nn.Module | torch.Tensor]:
+        """The convolutions, and the constants of groups without inputs, in output order."""
+        constants = {key: getattr(self, name) for key, name in self.constants.items()}
+        both: dict[str, nn.Module | torch.Tensor] = {**dict(self.parts.items()), **constants}
+        return [both[key] for key in sorted(both, key=int)]

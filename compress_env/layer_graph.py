@@ -9,6 +9,7 @@ pruning to the observation, work from the arrays kept here and never look at the
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,6 +141,51 @@ class LayerGraph:
         """Layers that read the network's input and no other layer."""
         read = set(self.flow_edges[1].tolist())
         return tuple(index for index in range(len(self.layers)) if index not in read)
+
+    @cached_property
+    def folds(self) -> Mapping[str, str]:
+        """BatchNorm that can be folded into a layer, by the layer's name: its only reader."""
+        layers = set(self.layer_index)
+        calls = Counter(node.target for node in self.module.graph.nodes)
+        found = {}
+        for node in self.module.graph.nodes:
+            if node.op != "call_module" or calls[node.target] > 1:
+                continue
+            source = node.args[0]
+            if (
+                isinstance(self.module.get_submodule(node.target), nn.modules.batchnorm._BatchNorm)
+                and isinstance(source, fx.Node)
+                and source.target in layers
+                and calls[source.target] == 1
+                and len(source.users) == 1
+            ):
+                found[str(source.target)] = str(node.target)
+        return found
+
+    @cached_property
+    def atom_cell(self) -> np.ndarray:
+        """int64 (atoms,): equal for atoms that lie in the same groups of all grouped convolutions.
+
+        A grouped convolution stays one convolution only while its groups lose equally many.
+        """
+        cell = np.zeros(self.atom_group.size, dtype=np.int64)
+        for layer in self.layers:
+            if layer.kind != "grouped":
+                continue
+            for atoms in (layer.in_atoms, layer.out_atoms):
+                place = np.full(self.atom_group.size, -1, dtype=np.int64)
+                place[atoms] = np.arange(atoms.size) * layer.groups // atoms.size
+                _, cell = np.unique(np.stack([cell, place]), axis=1, return_inverse=True)
+        return cell
+
+    @cached_property
+    def group_multiples(self) -> np.ndarray:
+        """int64 (groups,): kept counts are multiples of this where grouped convolutions want it."""
+        multiples = []
+        for atoms in self.group_atoms:
+            sizes = np.unique(self.atom_cell[atoms], return_counts=True)[1]
+            multiples.append(sizes.size if np.all(sizes == sizes[0]) else 1)
+        return np.array(multiples, dtype=np.int64)
 
     def kept_channels(self, kept_atoms: np.ndarray) -> np.ndarray:
         """Number of kept output channels of every layer, int64 (layers,)."""

@@ -1,0 +1,6 @@
+"""From a plan to its accuracy."""
+
+from compress_env.evaluation.evaluator import Engine, Evaluation, Evaluator
+from compress_env.evaluation.reference import ReferenceEngine
+
+__all__ = ["Engine", "Evaluation", "Evaluator", "ReferenceEngine"]

@@ -1,0 +1,37 @@
+"""The plain engine: build the compressed network and run it. Slow, and the definition."""
+
+from __future__ import annotations
+
+import torch
+
+from compress_env.compression import compress
+from compress_env.layer_graph import LayerGraph
+from compress_env.plan import CompressionPlan
+
+
+class ReferenceEngine:
+    """Runs a plan's network with quantizers emulated in float32.
+
+    Args:
+        graph: layer graph of the dense network.
+        calibration_images: float32 (images, channels, height, width), normalised.
+        batch_size: images per forward pass.
+    """
+
+    def __init__(
+        self, graph: LayerGraph, calibration_images: torch.Tensor, batch_size: int = 100
+    ) -> None:
+        self.graph = graph
+        self.calibration_images = calibration_images
+        self.batch_size = batch_size
+
+    def logits(self, plan: CompressionPlan, images: torch.Tensor) -> torch.Tensor:
+        """Outputs of the plan's network: float32 (images, classes).
+
+        Args:
+            plan: a plan for the network of the graph.
+            images: float32 (images, channels, height, width), normalised.
+        """
+        network = compress(self.graph, plan, self.calibration_images)
+        with torch.no_grad():
+            return torch.cat([network(batch) for batch in images.split(self.batch_size)])

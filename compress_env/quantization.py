@@ -1,0 +1,162 @@
+"""Uniform symmetric quantizers: pure functions first, the module that uses them below.
+
+Weights have one scale per output channel and the levels `-(2**(b-1) - 1) ... 2**(b-1) - 1`.
+Activations have one scale per tensor and the levels `0 ... 2**b - 1` where they are known to be
+non-negative (after a ReLU), else those of the weights. Scales minimise the squared error.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from compress_env.plan import FLOAT_BITS
+
+HISTOGRAM_BINS = 512
+"""Resolution at which the range of an activation is chosen."""
+
+SAMPLED_VALUES = 1 << 15
+"""How many values of an activation are looked at to choose its range."""
+
+_CLIPPING = torch.linspace(0.2, 1.0, 33)
+_WEIGHT_CLIPPING = torch.linspace(0.35, 1.0, 14)
+
+
+def highest_level(bits: int, signed: bool = True) -> int:
+    """The largest integer code; the smallest is its negative if signed, else zero.
+
+    Raises:
+        ValueError: fewer than 2 bits, or more than 8.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"bits must be from 2 to 8, not {bits}")
+    return int(2 ** (bits - 1) - 1 if signed else 2**bits - 1)
+
+
+def quantize(x: torch.Tensor, scale: torch.Tensor | float, low: int, high: int) -> torch.Tensor:
+    """Integer codes as floats: `clamp(round(x / scale), low, high)`, halves rounded to even."""
+    return torch.clamp(torch.round(x / scale), low, high)
+
+
+def fake_quantize(
+    x: torch.Tensor, scale: torch.Tensor | float, low: int, high: int
+) -> torch.Tensor:
+    """Quantize and return to real numbers."""
+    return quantize(x, scale, low, high) * scale
+
+
+def quantize_weights(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize weights with one scale per output channel.
+
+    The range is searched over a grid of clipping points; then the scale is fitted to the codes by
+    least squares, which can only lower the error further.
+
+    Args:
+        weight: float (out, ...).
+        bits: 2 to 8.
+
+    Returns:
+        Integer codes as floats, shaped like `weight`, and the scales (out,), all positive.
+    """
+    high = highest_level(bits)
+    rows = weight.detach().flatten(1)
+    largest = rows.abs().amax(1)
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    scales = largest[None] / high * _WEIGHT_CLIPPING.to(rows)[:, None]  # (grid, out)
+    best_error = torch.full_like(largest, float("inf"))
+    best = scales[-1]
+    for scale in scales:
+        error = (fake_quantize(rows, scale[:, None], -high, high) - rows).square_().sum(1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best = torch.where(better, scale, best)
+    codes = quantize(rows, best[:, None], -high, high)
+    energy = codes.square().sum(1)
+    fitted = torch.where(energy > 0, (rows * codes).sum(1) / energy.clamp(min=1), best)
+    return codes.view_as(weight), fitted
+
+
+def sample_values(x: torch.Tensor, count: int = SAMPLED_VALUES) -> torch.Tensor:
+    """Magnitudes of at most `count` values of a tensor, evenly spread over it."""
+    flat = x.detach().flatten()
+    step = max(1, flat.numel() // count)
+    if step > 1 and step % 2 == 0:
+        step += 1  # an odd step does not fall on the same channels again and again
+    return flat[::step].abs()
+
+
+def activation_scales(samples: list[torch.Tensor], levels: list[int]) -> torch.Tensor:
+    """Scales that minimise the squared error of quantized activations.
+
+    Args:
+        samples: for every tensor the magnitudes of some of its values, any length.
+        levels: for every tensor its highest integer code.
+
+    Returns:
+        float32 (tensors,) on the CPU, all positive.
+    """
+    largest = torch.stack([sample.max() for sample in samples]).float().cpu()
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    counts = torch.stack(
+        [
+            torch.histc(sample.float().cpu(), HISTOGRAM_BINS, 0.0, float(high))
+            for sample, high in zip(samples, largest, strict=True)
+        ]
+    )
+    centres = (torch.arange(HISTOGRAM_BINS) + 0.5) / HISTOGRAM_BINS  # as a share of the largest
+    top = torch.tensor(levels, dtype=torch.float32)
+    steps = _CLIPPING / top[:, None]  # (tensors, grid), likewise
+    codes = torch.minimum(torch.round(centres / steps[:, :, None]), top[:, None, None])
+    error = (codes * steps[:, :, None] - centres).square_()
+    best = torch.bmm(error, counts[:, :, None]).squeeze(2).argmin(1)
+    return largest * steps.gather(1, best[:, None]).squeeze(1)
+
+
+class QuantizedLayer(nn.Module):
+    """A layer with quantized weights that quantizes its own input: the reference semantics.
+
+    Args:
+        layer: convolution or linear layer, normalisation folded in. Its weights are overwritten
+            by quantized ones where `weight_bits` is below 32.
+        weight_bits: 2 to 8, or 32 for float.
+        activation_bits: bits of the input, likewise.
+        input_scale: scale of the quantized input; not used at 32 bits.
+        input_nonnegative: whether the input's codes start at zero.
+    """
+
+    input_scale: torch.Tensor
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        weight_bits: int,
+        activation_bits: int,
+        input_scale: torch.Tensor,
+        input_nonnegative: bool,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight_bits, self.activation_bits = weight_bits, activation_bits
+        self.register_buffer("input_scale", input_scale.clone())
+        self.low = self.high = 0
+        if activation_bits < FLOAT_BITS:
+            self.high = highest_level(activation_bits, signed=not input_nonnegative)
+            self.low = 0 if input_nonnegative else -self.high
+        if weight_bits < FLOAT_BITS:
+            with torch.no_grad():
+                for part in layer.modules():
+                    if isinstance(part, (nn.Conv2d, nn.Linear)):
+                        codes, scale = quantize_weights(part.weight, weight_bits)
+                        shape = (-1,) + (1,) * (part.weight.dim() - 1)
+                        part.weight.copy_(codes * scale.view(shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Quantize the input, then apply the layer."""
+        if self.high:
+            x = fake_quantize(x, self.input_scale, self.low, self.high)
+        result: torch.Tensor = self.layer(x)
+        return result
+
+    def extra_repr(self) -> str:
+        """The bits, for printing."""
+        return f"weight_bits={self.weight_bits}, activation_bits={self.activation_bits}"
