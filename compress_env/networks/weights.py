@@ -72,8 +72,9 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
     state = _without_prefix(_read_state(Path(path)))
     own = network.state_dict()
     # Checkpoints older than torch 0.4.1 do not count batches; nothing uses the count.
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
+    count = "num_batches_tracked"
+    missing = [key for key in own if key not in state and not key.endswith(count)]
+    unexpected = [key for key in state if key not in own and not key.endswith(count)]
     shapes = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
         for key in own
