@@ -35,7 +35,10 @@ def membership(num_nodes: int) -> np.ndarray:
 
 
 class FakeGraphEnv(gym.Env[ObservationGraph, np.ndarray]):
-    """Rewards actions close to a target that the features show; episodes of three steps."""
+    """Rewards actions close to what the features show; episodes of three steps.
+
+    A layer's bits should be its first two features, a group's number the mean of the third.
+    """
 
     metadata = {"render_modes": []}  # noqa: RUF012
 
@@ -65,7 +68,9 @@ class FakeGraphEnv(gym.Env[ObservationGraph, np.ndarray]):
         self, action: np.ndarray
     ) -> tuple[ObservationGraph, float, bool, bool, dict[str, Any]]:
         self._steps += 1
-        reward = -float(np.abs(action - self._features.mean()).mean())
+        groups = self.group_membership / self.group_membership.sum(1, keepdims=True)
+        target = np.concatenate([groups @ self._features[:, 2], self._features[:, :2].reshape(-1)])
+        reward = -float(np.abs(action - target).mean()) if len(target) == len(action) else 0.0
         return self._observe(), reward, self._steps >= 3, False, {}
 
 
