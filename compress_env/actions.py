@@ -1,0 +1,329 @@
+"""From an action in [-1, 1] to a plan, with the projection onto the budget.
+
+Zero stands for the plan a person would try first, the *base plan*: uniform bits that meet the
+target with nothing pruned or, where bits cannot do that, a uniform share of kept channels. An
+entry for bits moves a layer away from its base bits, over a range that is equal on both sides and
+reaches every allowed width. An entry for a coupling group prunes where it is negative, -1 leaving
+the fewest channels; where it is positive, everything stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress_env.complexity import METRICS, ComplexityModel
+from compress_env.layer_graph import LayerGraph
+from compress_env.plan import ALLOWED_BITS, FLOAT_BITS, CompressionPlan
+
+_BISECTIONS = 30
+_TIE_BREAK = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A plan in counts, which the arithmetic here works on.
+
+    Attributes:
+        counts: int64 (groups,), kept channels.
+        bits: int64 (layers, 2), weight bits and activation bits.
+    """
+
+    counts: np.ndarray
+    bits: np.ndarray
+
+
+class ActionDecoder:
+    """Turns actions into plans for one network and one budget.
+
+    Args:
+        graph: layer graph of the network.
+        costs: its complexity model.
+        ranks: int64 (atoms,), the order in which channels are kept (`rank_channels`).
+        bits: allowed bit-widths, from 2 to 8, or only 32 to prune alone.
+        metric: one of `METRICS`, or the name of `cost`.
+        target_reduction: share of the dense cost that must go, above 0 and below 1.
+        first_last_bits: bits of the first and the last layers, or None to search these too.
+        channel_multiple: kept counts are multiples of this (or everything), at least 1.
+        network: name of the network, for the plans.
+        cost: another cost than `metric` names: `(kept atoms, bits (layers, 2)) -> float`.
+
+    Raises:
+        ValueError: an argument is not allowed, or the target cannot be reached.
+    """
+
+    def __init__(
+        self,
+        graph: LayerGraph,
+        costs: ComplexityModel,
+        ranks: np.ndarray,
+        bits: Sequence[int] = tuple(range(2, 9)),
+        metric: str = "bops",
+        target_reduction: float = 0.9636,
+        first_last_bits: int | None = 8,
+        channel_multiple: int = 1,
+        network: str = "",
+        cost: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    ) -> None:
+        self.graph, self.costs, self.ranks, self.network = graph, costs, ranks, network
+        known = metric if cost is None else METRICS[0]
+        check_arguments(target_reduction, known, bits, first_last_bits, channel_multiple)
+        self.allowed = np.array(sorted({int(b) for b in bits}), dtype=np.int64)
+        self.metric, self.target_reduction = metric, target_reduction
+        self._cost = cost or self._metric_cost
+        self.sizes = np.array([group.size for group in graph.groups], dtype=np.int64)
+        self.multiples = np.minimum(
+            np.lcm(graph.group_multiples, channel_multiple), self.sizes
+        ).astype(np.int64)
+        layers = len(graph.layers)
+        self.fixed = np.zeros(layers, dtype=bool)
+        self.fixed_bits = first_last_bits
+        if first_last_bits is not None and self.allowed.tolist() != [FLOAT_BITS]:
+            self.fixed[[*graph.first_layers, *graph.last_layers]] = True
+        self._ties = _TIE_BREAK * np.arange(2 * layers, 0, -1).reshape(layers, 2) / (2 * layers)
+        self._group_of_atom = np.where(graph.atom_group >= 0, graph.atom_group, len(self.sizes))
+        self.dense_cost = self._cost(
+            np.ones(graph.atom_group.size, dtype=bool), np.full((layers, 2), FLOAT_BITS)
+        )
+        self.budget = (1.0 - target_reduction) * self.dense_cost
+        self.base = self._base()
+        self.span = np.maximum(
+            self.allowed[-1] - self.base.bits, self.base.bits - self.allowed[0]
+        ).astype(float)
+
+    # -- sizes of actions ------------------------------------------------------------------------
+
+    @property
+    def network_action_size(self) -> int:
+        """Entries of a whole-network action: one per group, then two per layer."""
+        return len(self.sizes) + 2 * len(self.fixed)
+
+    # -- decoding --------------------------------------------------------------------------------
+
+    def decode(self, action: np.ndarray, before: Choice, project: bool) -> Choice:
+        """Decode a whole-network action.
+
+        Args:
+            action: float (groups + 2 * layers,) in [-1, 1]: a number per group, then for every
+                layer its weight bits and its activation bits.
+            before: what has been decided so far; pruning accumulates on it.
+            project: whether to move all bits together (and where these do not suffice, all kept
+                shares) until the budget is just met.
+
+        Returns:
+            Counts and bits.
+        """
+        groups = len(self.sizes)
+        share = 1.0 + np.minimum(action[:groups], 0.0)
+        wanted = np.asarray(before.counts, dtype=float) * share
+        bits = self.base.bits + action[groups:].reshape(-1, 2) * self.span
+        counts = self._round_counts(wanted)
+        if not project:
+            return Choice(np.minimum(counts, before.counts), self._round_bits(bits))
+        return self._project(wanted, bits)
+
+    def decode_layer(self, action: np.ndarray, index: int, so_far: Choice) -> Choice:
+        """Decode the action for one layer, bounded so that the target stays in reach.
+
+        Bits, and then channels, are lowered until the budget can be met with all later layers at
+        their smallest (AMC, algorithm 1).
+
+        Args:
+            action: float (3,) in [-1, 1]: kept share of the groups that this layer is the first
+                to make, weight bits, activation bits.
+            index: the layer.
+            so_far: what has been decided; entries of later layers are not looked at.
+
+        Returns:
+            `so_far` with this layer decided.
+        """
+        own = [g for g, group in enumerate(self.graph.groups) if group.layers[0] == index]
+        counts, bits = so_far.counts.copy(), so_far.bits.copy()
+        share = 1.0 + min(float(action[0]), 0.0)
+        wanted = self._round_counts(self.base.counts * share)
+        counts[own] = wanted[own]
+        bits[index] = self._round_bits(self.base.bits + action[1:] * self.span)[index]
+        rest = self._smallest_rest(index)
+        while not self._reachable(counts, bits, rest):
+            lower = self._lower_once(index, own, counts, bits)
+            if not lower:
+                break
+        return Choice(counts, bits)
+
+    def _smallest_rest(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which groups and layers are decided only after a layer: bool (groups,), (layers,)."""
+        first = np.array([group.layers[0] for group in self.graph.groups], dtype=np.int64)
+        return first > index, np.arange(len(self.fixed)) > index
+
+    def _reachable(
+        self, counts: np.ndarray, bits: np.ndarray, rest: tuple[np.ndarray, np.ndarray]
+    ) -> bool:
+        later_groups, later_layers = rest
+        smallest = self._smallest()
+        counts = np.where(later_groups, smallest.counts, counts)
+        bits = np.where(later_layers[:, None], smallest.bits, bits)
+        return self.cost_of(Choice(counts, bits)) <= self.budget
+
+    def _lower_once(
+        self, index: int, own: list[int], counts: np.ndarray, bits: np.ndarray
+    ) -> bool:
+        """Lower the wider of a layer's two bit-widths by one step, or else its channels."""
+        if not self.fixed[index]:
+            which = int(bits[index, 1] >= bits[index, 0])
+            place = int(np.searchsorted(self.allowed, bits[index, which]))
+            if place > 0:
+                bits[index, which] = self.allowed[place - 1]
+                return True
+        above = [group for group in own if counts[group] > self.multiples[group]]
+        for group in above:
+            multiple = self.multiples[group]
+            counts[group] = max(multiple, (counts[group] - 1) // multiple * multiple)
+        return bool(above)
+
+    # -- plans and costs -------------------------------------------------------------------------
+
+    def dense(self) -> Choice:
+        """Everything kept, nothing quantized."""
+        return Choice(self.sizes.copy(), np.full((len(self.fixed), 2), FLOAT_BITS))
+
+    def plan(self, choice: Choice) -> CompressionPlan:
+        """The plan of a choice: in every group the channels that rank first."""
+        kept = [
+            self.ranks[atoms] < count
+            for atoms, count in zip(self.graph.group_atoms, choice.counts, strict=True)
+        ]
+        return CompressionPlan.of(
+            self.graph, kept, choice.bits[:, 0], choice.bits[:, 1], self.network
+        )
+
+    def kept_atoms(self, counts: np.ndarray) -> np.ndarray:
+        """Bool (atoms,) for kept counts per group."""
+        limits = np.append(counts, np.iinfo(np.int64).max)
+        kept: np.ndarray = self.ranks < limits[self._group_of_atom]
+        return kept
+
+    def cost_of(self, choice: Choice) -> float:
+        """Cost of a choice in the metric."""
+        return self._cost(self.kept_atoms(choice.counts), choice.bits)
+
+    def _metric_cost(self, kept: np.ndarray, bits: np.ndarray) -> float:
+        return float(self.costs.count(kept, bits[:, 0], bits[:, 1]).of(self.metric))
+
+    # -- rounding and projection -----------------------------------------------------------------
+
+    def _round_counts(self, wanted: np.ndarray) -> np.ndarray:
+        rounded = np.rint(wanted / self.multiples).astype(np.int64) * self.multiples
+        # Everything may stay even where the size is no multiple.
+        rounded = np.where(wanted > self.sizes - 0.5, self.sizes, rounded)
+        return np.clip(rounded, self.multiples, self.sizes)
+
+    def _round_bits(self, wanted: np.ndarray) -> np.ndarray:
+        middles = (self.allowed[1:] + self.allowed[:-1]) / 2.0
+        bits = self.allowed[np.searchsorted(middles, wanted, side="right")]
+        if self.fixed_bits is not None:
+            bits[self.fixed] = self.fixed_bits
+        return bits
+
+    def _smallest(self) -> Choice:
+        bits = self._round_bits(np.full((len(self.fixed), 2), float(self.allowed[0])))
+        return Choice(self.multiples.copy(), bits)
+
+    def _project(self, wanted: np.ndarray, bits: np.ndarray) -> Choice:
+        """Shift all bits by one number, as far up as the budget allows.
+
+        Where even the lowest bits cost too much, or bits do not matter, all kept shares are scaled
+        by one number instead. Equal requests differ by a tie break, so that the projection can
+        lower some layers and not others.
+        """
+        counts = self._round_counts(wanted)
+        tied = bits + self._ties
+        reach = float(self.allowed[-1] - self.allowed[0]) + float(np.abs(bits).max())
+
+        def shifted(offset: float) -> Choice:
+            return Choice(counts, self._round_bits(tied + offset))
+
+        lowest = shifted(-reach)
+        if self.allowed.size > 1 and self.cost_of(lowest) <= self.budget:
+            if self.cost_of(shifted(reach)) > self.cost_of(lowest):
+                return shifted(self._largest(shifted, -reach, reach))
+            if self.target_met(shifted(reach)):
+                return shifted(0.0)
+        widths = lowest.bits
+
+        def scaled(factor: float) -> Choice:
+            return Choice(self._round_counts(np.minimum(wanted * factor, self.sizes)), widths)
+
+        most = float((self.sizes / np.maximum(wanted, 1e-9)).max())
+        return scaled(self._largest(scaled, 0.0, min(most, 1e3)))
+
+    def _largest(self, choice: Callable[[float], Choice], low: float, high: float) -> float:
+        """The largest number whose choice meets the budget; costs grow with it."""
+        if self.cost_of(choice(high)) <= self.budget:
+            return high
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2.0
+            if self.cost_of(choice(middle)) <= self.budget:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def target_met(self, choice: Choice) -> bool:
+        """Whether a choice costs no more than the budget."""
+        return self.cost_of(choice) <= self.budget
+
+    def _base(self) -> Choice:
+        least = self.cost_of(self._smallest())
+        if least > self.budget:
+            reachable = 1.0 - least / self.dense_cost
+            raise ValueError(
+                f"target_reduction {self.target_reduction} cannot be reached: with bits "
+                f"{self.allowed[0]}, first and last layer at {self.fixed_bits} bits and the fewest "
+                f"channels the reduction is {reachable:.4f}"
+            )
+        wanted = self.sizes.astype(float)
+        middle = np.full((len(self.fixed), 2), float(self.allowed.mean()))
+        base = self._project(wanted, middle)
+        # The projection of the base itself must be the base: fill up what rounding left over.
+        for _ in range(2 * len(self.fixed)):
+            filled = self._project(base.counts.astype(float), base.bits.astype(float))
+            if np.array_equal(filled.bits, base.bits) and np.array_equal(
+                filled.counts, base.counts
+            ):
+                break
+            base = filled
+        return base
+
+
+def check_arguments(
+    target_reduction: float,
+    metric: str,
+    bits: Sequence[int],
+    first_last_bits: int | None,
+    channel_multiple: int,
+) -> None:
+    """Refuse what cannot be meant, before anything is loaded.
+
+    Raises:
+        ValueError: names the argument and what is allowed.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not '{metric}'")
+    if not isinstance(target_reduction, (int, float)) or not 0.0 < target_reduction < 1.0:
+        raise ValueError(f"target_reduction must be above 0 and below 1, not {target_reduction!r}")
+    widths = list(bits) if isinstance(bits, (Sequence, np.ndarray)) else [bits]
+    whole = all(isinstance(b, (int, np.integer)) and b in ALLOWED_BITS for b in widths)
+    if not widths or not whole or (FLOAT_BITS in widths and len({*widths}) > 1):
+        raise ValueError(
+            f"bits must be whole numbers from 2 to 8, or only 32 to prune alone, not {bits!r}"
+        )
+    if first_last_bits is not None and first_last_bits not in ALLOWED_BITS:
+        raise ValueError(
+            f"first_last_bits must be None, 2 to 8 or 32, not {first_last_bits!r}"
+        )
+    if isinstance(channel_multiple, bool) or not (
+        isinstance(channel_multiple, (int, np.integer)) and channel_multiple >= 1
+    ):
+        raise ValueError(f"channel_multiple must be a whole number from 1, not {channel_multiple!r}")

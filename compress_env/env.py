@@ -1,0 +1,333 @@
+"""The environment: an agent says how much to keep and how many bits to spend, and sees a graph."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from torch import nn
+
+from compress_env.actions import ActionDecoder, Choice, check_arguments
+from compress_env.complexity import reduction
+from compress_env.data import Splits
+from compress_env.graphs import ObservationGraph, to_dgl
+from compress_env.importance import Importance
+from compress_env.observations.layer import LayerObservation, ObservedState
+from compress_env.plan import CompressionPlan
+from compress_env.rendering import draw_plan, layer_table
+from compress_env.rewards import MISSED_TARGET_REWARD, REWARDS, Reward
+from compress_env.spaces import GraphSpace
+from compress_env.task import CompressionTask, EngineFactory
+
+STEP_MODES = ("network", "layer")
+
+
+class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
+    """Compress a trained CNN: remove channels, choose bit-widths, keep the accuracy.
+
+    ## Description
+
+    A trained network is given, with images that it classifies. The agent decides for every coupling
+    group (channels of several layers that can only go together) which share of the channels stays,
+    and for every layer how many bits its weights and its input get. Channels are removed for
+    real, BatchNorm statistics are re-estimated, weights and activations are quantized, and the
+    accuracy of what results is the reward. It carries out the joint pruning-quantization paper
+    (2024) and, with `metric="macs", bits=[32]`, the task of GNN-RL (ICML 2022).
+
+    ## Action space
+
+    `Box(-1, 1, float32)`. Zero everywhere is the plan a person would try first: uniform bits that
+    meet the target, nothing pruned.
+
+    | `step_mode` | shape | entries |
+    |---|---|---|
+    | `"network"` | `(groups + 2 * layers,)` | one per coupling group: negative prunes; then for every layer its weight bits and its activation bits |
+    | `"layer"` | `(3,)` | share to keep of the groups that this layer is the first to make; its weight bits; its activation bits |
+
+    A number for bits moves the layer away from its uniform bits, up or down by as many as reach
+    every allowed width, and is rounded. A number for channels keeps `1 + min(number, 0)` of them,
+    at least one.
+
+    ## Observation space
+
+    `GraphSpace`: a `dgl.DGLGraph` with a node per layer, edges of type `flow` (data) and `coupling`
+    (channels that go together), named node features and globals; see
+    `compress_env.observations.layer`, `env.unwrapped.node_columns` and `.global_columns`.
+    `compress_env.wrappers` turns it into a padded `Dict` or a `GraphInstance`.
+
+    ## Rewards
+
+    0 before the episode ends; at the end the accuracy on the search split (or what `reward` says);
+    -1 if the episode ends without having met the target. Test images are never looked at.
+
+    ## Starting state
+
+    The dense network: every channel, 32 bits.
+
+    ## Episode end
+
+    `"network"` mode: every step acts on the whole network; pruning accumulates, bits are set.
+    Terminated when the reduction has reached the target; truncated after `max_steps` without.
+    With `project_to_budget` (the default) the action is first moved onto the budget: all bits are
+    shifted together until the target is just met, so that one step is an episode.
+
+    `"layer"` mode: one step per layer in the order of the data flow; what a step may spend is
+    bounded so that the target stays in reach. Terminated at the last layer.
+
+    ## Information
+
+    Every step: `reduction`, `macs`, `bops`, `params`, `size_bits`, `target_met`. When the plan was
+    evaluated also `accuracy`, `accuracy_drop`. At the end of an episode `plan`
+    (`CompressionPlan`).
+
+    ## Arguments
+
+    Args:
+        network: name of a network, `"module.path:factory"`, or an `nn.Module` with its weights.
+        dataset: `"digits"` (embedded), `"cifar10"`, `"cifar100"`, `"imagefolder"`, `"imagenet"`,
+            or a `compress_env.data.Splits`.
+        data_root: folder of the data set, where it needs one.
+        weights: file of the dense weights: safetensors or a torch checkpoint. None takes the
+            embedded or published ones.
+        target_reduction: share of the dense cost to remove, above 0 and below 1. The default is
+            the joint paper's for ResNet-20.
+        metric: what the reduction is measured in: `"bops"`, `"macs"`, `"params"`, `"size"`.
+        bits: allowed bit-widths, from 2 to 8; `[32]` prunes only.
+        step_mode: `"network"` or `"layer"`.
+        max_steps: steps of an episode in `"network"` mode, at least 1.
+        project_to_budget: whether an action of `"network"` mode is moved onto the budget.
+        importance: which channels stay: `"l1"`, `"l2"`, `"geometric_median"`, `"norm_scale"`,
+            `"taylor"`, `"random"`, or a callable.
+        reward: `"accuracy"`, `"agreement"`, `"divergence"`, `"accuracy_and_divergence"`, or a
+            callable `(evaluation, dense evaluation) -> float`.
+        search_images: images of the search split that a plan is evaluated on.
+        calibration_images: images for BatchNorm statistics and activation ranges.
+        first_last_bits: bits of first and last layer, which are then not searched; None
+            searches them too. They count in the reduction with the bits they have.
+        channel_multiple: kept channels are rounded to a multiple of this.
+        image_size: side of the images, for data sets that can be scaled.
+        device: where the networks run.
+        seed: of the splits and the choice of images.
+        engine: `"reference"`, or a factory.
+        render_mode: `"ansi"` (a table of layers) or `"rgb_array"` (kept channels and bits drawn).
+
+    Raises:
+        ValueError: an argument is not allowed or the target cannot be reached; the message names
+            the argument and what is allowed.
+
+    ## Version history
+
+    v0: first version.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}  # noqa: RUF012
+
+    def __init__(
+        self,
+        network: str | nn.Module = "resnet20",
+        dataset: str | Splits = "digits",
+        *,
+        data_root: str | os.PathLike[str] | None = None,
+        weights: str | os.PathLike[str] | None = None,
+        target_reduction: float = 0.9636,
+        metric: str = "bops",
+        bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
+        step_mode: str = "network",
+        max_steps: int = 10,
+        project_to_budget: bool = True,
+        importance: str | Importance = "l1",
+        reward: str | Reward = "accuracy",
+        search_images: int = 1000,
+        calibration_images: int = 128,
+        first_last_bits: int | None = 8,
+        channel_multiple: int = 1,
+        image_size: int | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+        engine: str | EngineFactory = "reference",
+        render_mode: str | None = None,
+    ) -> None:
+        if step_mode not in STEP_MODES:
+            raise ValueError(f"step_mode must be one of {', '.join(STEP_MODES)}, not '{step_mode}'")
+        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+            raise ValueError(f"max_steps must be a whole number from 1, not {max_steps!r}")
+        if isinstance(reward, str) and reward not in REWARDS:
+            raise ValueError(f"reward must be one of {', '.join(REWARDS)}, not '{reward}'")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be 'ansi' or 'rgb_array', not '{render_mode}'")
+        check_arguments(target_reduction, metric, bits, first_last_bits, channel_multiple)
+        self.task = CompressionTask(
+            network,
+            dataset,
+            data_root=data_root,
+            weights=weights,
+            importance=importance,
+            search_images=search_images,
+            calibration_images=calibration_images,
+            image_size=image_size,
+            device=device,
+            seed=seed,
+            engine=engine,
+        )
+        self.decoder = ActionDecoder(
+            self.task.graph,
+            self.task.costs,
+            self.task.ranks,
+            bits=bits,
+            metric=metric,
+            target_reduction=target_reduction,
+            first_last_bits=first_last_bits,
+            channel_multiple=channel_multiple,
+            network=self.task.network_name,
+        )
+        self.step_mode, self.max_steps = step_mode, max_steps
+        self.project_to_budget = project_to_budget
+        self.reward_function = REWARDS[reward] if isinstance(reward, str) else reward
+        self.metric, self.target_reduction = metric, float(target_reduction)
+        self.render_mode = render_mode
+        self.observer = LayerObservation(
+            self.task.graph, self.task.costs, self.task.importance, self.decoder.fixed
+        )
+        self.layers_to_decide = len(self.task.graph.layers)
+        size = 3 if step_mode == "layer" else self.decoder.network_action_size
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
+        self._start()
+        self.observation_space = GraphSpace.like(self.observer.observe(self._state()))
+
+    # -- what others may ask -----------------------------------------------------------------
+
+    @property
+    def node_columns(self) -> tuple[str, ...]:
+        """Names of the node features, in order."""
+        return self.observer.node_columns
+
+    @property
+    def global_columns(self) -> tuple[str, ...]:
+        """Names of the globals, in order."""
+        return self.observer.global_columns
+
+    @property
+    def group_membership(self) -> np.ndarray:
+        """Bool (groups, layers): which layers make the channels of a coupling group."""
+        return self.task.graph.group_membership
+
+    @property
+    def plan(self) -> CompressionPlan:
+        """The current plan."""
+        return self._plan
+
+    # -- Gymnasium ---------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[ObservationGraph, dict[str, Any]]:
+        """Start an episode from the dense network."""
+        super().reset(seed=seed)
+        self._start()
+        return self._observe(), self._info()
+
+    def step(
+        self, action: np.ndarray
+    ) -> tuple[ObservationGraph, float, bool, bool, dict[str, Any]]:
+        """Apply an action to the plan.
+
+        Raises:
+            ValueError: the action has another shape, or holds NaN or infinities.
+        """
+        values = self._check_action(action)
+        if self.step_mode == "layer":
+            terminated, truncated = self._step_layer(values)
+        else:
+            terminated, truncated = self._step_network(values)
+        self._plan = self.decoder.plan(self._choice)
+        info = self._info()
+        reward = 0.0
+        if terminated:
+            evaluation = self.task.evaluator.evaluate(self._plan)
+            dense = self.task.dense_evaluation
+            info["accuracy"] = evaluation.accuracy
+            info["accuracy_drop"] = dense.accuracy - evaluation.accuracy
+            reward = float(self.reward_function(evaluation, dense))
+        elif truncated:
+            reward = MISSED_TARGET_REWARD
+        if terminated or truncated:
+            info["plan"] = self._plan
+        return self._observe(), reward, terminated, truncated, info
+
+    def render(self) -> Any:
+        """The current plan as text or as a picture, uint8 (height, width, 3)."""
+        if self.render_mode is None:
+            gymnasium.logger.warn(
+                "render() needs a render_mode: gymnasium.make(..., render_mode='ansi')"
+            )
+            return None
+        if self.render_mode == "ansi":
+            return layer_table(self.task.graph, self.task.costs, self._plan)
+        return draw_plan(self.task.graph, self._plan)
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._steps = 0
+        self._choice: Choice = self.decoder.dense()
+        self._plan = self.decoder.plan(self._choice)
+
+    def _step_network(self, action: np.ndarray) -> tuple[bool, bool]:
+        self._steps += 1
+        self._choice = self.decoder.decode(action, self._choice, self.project_to_budget)
+        met = self.decoder.target_met(self._choice)
+        return met, not met and self._steps >= self.max_steps
+
+    def _step_layer(self, action: np.ndarray) -> tuple[bool, bool]:
+        self._choice = self.decoder.decode_layer(action, self._steps, self._choice)
+        self._steps += 1
+        done = self._steps >= self.layers_to_decide
+        met = done and self.decoder.target_met(self._choice)
+        return met, done and not met
+
+    def _check_action(self, action: np.ndarray) -> np.ndarray:
+        values = np.asarray(action, dtype=np.float64)
+        if values.shape != self.action_space.shape:
+            raise ValueError(
+                f"action must have shape {self.action_space.shape}, not {values.shape}"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError("action must be finite: it holds NaN or infinity")
+        return np.clip(values, -1.0, 1.0)
+
+    # -- observation -------------------------------------------------------------------------
+
+    def _reduction(self) -> float:
+        return reduction(self._complexity_in_metric(), self.task.costs.dense.of(self.metric))
+
+    def _complexity_in_metric(self) -> int:
+        return self.task.complexity(self._plan).of(self.metric)
+
+    def _state(self) -> ObservedState:
+        total = self.layers_to_decide if self.step_mode == "layer" else self.max_steps
+        undecided = self.step_mode == "layer" and self._steps < total
+        return ObservedState(
+            plan=self._plan,
+            reduction=self._reduction(),
+            target_reduction=self.target_reduction,
+            steps_left=1.0 - self._steps / total,
+            next_layer=self._steps if undecided else -1,
+        )
+
+    def _observe(self) -> ObservationGraph:
+        return to_dgl(self.observer.observe(self._state()))
+
+    def _info(self) -> dict[str, Any]:
+        cost = self.task.complexity(self._plan)
+        return {
+            "reduction": self._reduction(),
+            "macs": cost.macs,
+            "bops": cost.bops,
+            "params": cost.params,
+            "size_bits": cost.size_bits,
+            "target_met": bool(self.decoder.target_met(self._choice)),
+        }
+

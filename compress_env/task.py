@@ -1,0 +1,215 @@
+"""Everything about a compression task that does not change while a search runs.
+
+A task is a dense network with its data, traced and counted; it evaluates plans on the search split,
+and on the test split when asked. Environments, baselines and reports all stand on it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress_env.complexity import Complexity, ComplexityModel, reduction
+from compress_env.data import Splits, load_splits, normalize
+from compress_env.evaluation import Engine, Evaluation, Evaluator, ReferenceEngine
+from compress_env.importance import IMPORTANCES, Importance, rank_channels
+from compress_env.layer_graph import LayerGraph, trace
+from compress_env.network_training import ensure_digits_weights
+from compress_env.networks import NETWORKS, build_network
+from compress_env.networks.weights import default_weights, load_weights
+from compress_env.plan import CompressionPlan
+
+EngineFactory = Callable[[LayerGraph, torch.Tensor], Engine]
+"""`(layer graph, calibration images) -> engine`."""
+
+ENGINES: dict[str, EngineFactory] = {"reference": ReferenceEngine}
+"""Evaluation engines by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images as a network takes them.
+
+    Attributes:
+        images: float32 (n, 3, H, W), normalised, on the task's device.
+        labels: int64 (n,), on the CPU.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class CompressionTask:
+    """A dense network, its data, and what plans for it cost and achieve.
+
+    Args:
+        network: name of a network, `"module.path:factory"`, or an `nn.Module` with its weights.
+        dataset: name of a data set, or the splits themselves.
+        data_root: folder of the data set, where it needs one.
+        weights: file of the dense weights; None takes the published or embedded ones. Not to be
+            given with an `nn.Module`.
+        importance: criterion by name, or a callable.
+        search_images: images of the search split that a plan is evaluated on (all, if fewer).
+        calibration_images: images for BatchNorm and activation ranges. They come from what the
+            search leaves of the search split or, where that is too little, from the train split.
+        image_size: side of the images, for data sets that can be scaled.
+        device: where the networks run: `"cpu"`, `"cuda"`, ...
+        seed: of the splits and of the choice of images.
+        engine: name of an engine of `ENGINES`, or a factory.
+
+    Raises:
+        ValueError: an argument is not allowed; the message names it.
+    """
+
+    def __init__(
+        self,
+        network: str | nn.Module = "resnet20",
+        dataset: str | Splits = "digits",
+        *,
+        data_root: str | os.PathLike[str] | None = None,
+        weights: str | os.PathLike[str] | None = None,
+        importance: str | Importance = "l1",
+        search_images: int = 1000,
+        calibration_images: int = 128,
+        image_size: int | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+        engine: str | EngineFactory = "reference",
+    ) -> None:
+        _check_count("search_images", search_images)
+        _check_count("calibration_images", calibration_images)
+        _check_count("seed", seed, least=0)
+        if isinstance(importance, str) and importance not in IMPORTANCES:
+            raise ValueError(
+                f"importance must be one of {', '.join(IMPORTANCES)}, not '{importance}'"
+            )
+        if isinstance(engine, str) and engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not '{engine}'")
+        if isinstance(network, str) and ":" not in network and network not in NETWORKS:
+            raise ValueError(
+                f"network must be one of {', '.join(NETWORKS)} or 'module.path:factory', "
+                f"not '{network}'"
+            )
+        self.device = _check_device(device)
+        self.seed = seed
+        self.splits = _load_splits(network, dataset, data_root, seed, image_size)
+        self.network_name = network if isinstance(network, str) else type(network).__name__
+        self.network = _load_network(network, self.splits, weights).to(self.device).eval()
+        self._engine_factory = ENGINES[engine] if isinstance(engine, str) else engine
+        search = self.splits.search.take(len(self.splits.search), seed)
+        searched = search.take(search_images, seed)
+        rest = len(search) - len(searched)
+        if rest >= calibration_images:
+            both = search.take(len(searched) + calibration_images, seed)
+            calibration = both.select(np.arange(len(searched), len(both)))
+            searched = both.select(np.arange(len(searched)))
+        else:
+            calibration = self.splits.train.take(calibration_images, seed)
+        self.search = self._labelled(searched.images, searched.labels)
+        self.calibration = self._labelled(calibration.images, calibration.labels)
+        input_shape = tuple(self.search.images.shape[1:])
+        self.graph = trace(self.network, input_shape)
+        self.costs = ComplexityModel(self.graph)
+        criterion = IMPORTANCES[importance] if isinstance(importance, str) else importance
+        self.importance = criterion(
+            self.graph, self.calibration.images, self.calibration.labels.to(self.device)
+        )
+        self.ranks = rank_channels(self.graph, self.importance)
+        self.engine = self._engine_factory(self.graph, self.calibration.images)
+        self.evaluator = Evaluator(self.engine, self.search.images, self.search.labels)
+
+    def _labelled(self, images: np.ndarray, labels: np.ndarray) -> LabelledImages:
+        return LabelledImages(
+            normalize(images, self.splits).to(self.device), torch.from_numpy(labels.copy())
+        )
+
+    @cached_property
+    def dense_plan(self) -> CompressionPlan:
+        """The plan that changes nothing."""
+        return CompressionPlan.dense(self.graph, self.network_name)
+
+    @cached_property
+    def dense_evaluation(self) -> Evaluation:
+        """The dense network on the search split."""
+        return self.evaluator.evaluate(self.dense_plan)
+
+    def complexity(self, plan: CompressionPlan) -> Complexity:
+        """What a plan costs."""
+        return self.costs.of_plan(self.graph, plan)
+
+    def reduction(self, plan: CompressionPlan, metric: str = "bops") -> float:
+        """Share of the dense cost that a plan saves."""
+        return reduction(self.complexity(plan).of(metric), self.costs.dense.of(metric))
+
+    def test(self, plan: CompressionPlan) -> Evaluation:
+        """The plan's network on the test split. Look once, at the end."""
+        test = self._labelled(self.splits.test.images, self.splits.test.labels)
+        return Evaluator(self.engine, test.images, test.labels, remembered=0).evaluate(plan)
+
+
+def _check_count(name: str, value: object, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
+
+
+def _check_device(device: str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device: '{device}' is not to be had here ({str(error).splitlines()[0]}); "
+            "'cpu' always is"
+        ) from error
+    return found
+
+
+def _load_splits(
+    network: str | nn.Module,
+    dataset: str | Splits,
+    data_root: str | os.PathLike[str] | None,
+    seed: int,
+    image_size: int | None,
+) -> Splits:
+    if isinstance(dataset, Splits):
+        if data_root is not None or image_size is not None:
+            raise ValueError("data_root and image_size have no meaning where dataset is Splits")
+        return dataset
+    return load_splits(dataset, data_root, seed, image_size)
+
+
+def _load_network(
+    network: str | nn.Module, splits: Splits, weights: str | os.PathLike[str] | None
+) -> nn.Module:
+    if isinstance(network, nn.Module):
+        if weights is not None:
+            raise ValueError("weights have no meaning where network is an nn.Module: load them first")
+        return network
+    built = build_network(network, splits.num_classes)
+    if weights is None:
+        path = default_weights(network, splits.name)
+        if path is None and splits.name == "digits" and network in NETWORKS:
+            path = ensure_digits_weights(network)
+        if path is None and ":" in network:
+            warnings.warn(
+                f"no weights given: '{network}' is used as its factory returns it", stacklevel=3
+            )
+            return built
+        if path is None:
+            raise ValueError(
+                f"weights: there are no default weights for network '{network}' on dataset "
+                f"'{splits.name}'; name a file, or train some: compress-agents train-network "
+                f"--network {network} --dataset {splits.name}"
+            )
+    else:
+        path = Path(weights)
+    load_weights(built, path)
+    return built
