@@ -36,7 +36,7 @@ class GraphEncoder(nn.Module, ABC):
     """
 
     def __init__(
-        self, num_node_features: int, num_globals: int, hidden_dim: int = 64, num_layers: int = 3
+        self, num_node_features: int, num_globals: int, hidden_dim: int = 32, num_layers: int = 3
     ) -> None:
         super().__init__()
         if min(hidden_dim, num_layers) < 1:
@@ -83,7 +83,7 @@ class GCN(GraphEncoder):
     """
 
     def __init__(
-        self, num_node_features: int, num_globals: int, hidden_dim: int = 64, num_layers: int = 3
+        self, num_node_features: int, num_globals: int, hidden_dim: int = 32, num_layers: int = 3
     ) -> None:
         super().__init__(num_node_features, num_globals, hidden_dim, num_layers)
         self.layers = nn.ModuleList(
@@ -116,7 +116,7 @@ class GAT(GraphEncoder):
         self,
         num_node_features: int,
         num_globals: int,
-        hidden_dim: int = 64,
+        hidden_dim: int = 32,
         num_layers: int = 3,
         *,
         num_heads: int = 4,
@@ -149,12 +149,12 @@ class TypedMessagePassing(GraphEncoder):
     _KINDS = 3
 
     def __init__(
-        self, num_node_features: int, num_globals: int, hidden_dim: int = 64, num_layers: int = 3
+        self, num_node_features: int, num_globals: int, hidden_dim: int = 32, num_layers: int = 3
     ) -> None:
         super().__init__(num_node_features, num_globals, hidden_dim, num_layers)
-        # One product for W_self and all W_kind: a mean of products is the product of the mean.
+        # W_self and all W_kind side by side, so that a layer is one product.
         self.layers = nn.ModuleList(
-            nn.Linear(hidden_dim, (1 + self._KINDS) * hidden_dim) for _ in range(num_layers)
+            nn.Linear((1 + self._KINDS) * hidden_dim, hidden_dim) for _ in range(num_layers)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(num_layers))
 
@@ -165,10 +165,12 @@ class TypedMessagePassing(GraphEncoder):
         # Sums times shares are means; DGL's own mean counts the neighbours anew in every layer.
         shares = [1.0 / edges.in_degrees().clamp(min=1).unsqueeze(1) for edges in kinds]
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            own, *messages = layer(hidden).chunk(1 + self._KINDS, dim=1)
-            for edges, share, message in zip(kinds, shares, messages, strict=True):
-                own = own + share * dgl.ops.copy_u_sum(edges, message)
-            hidden = norm(hidden + torch.relu(own))
+            means = (
+                share * dgl.ops.copy_u_sum(edges, hidden)
+                for edges, share in zip(kinds, shares, strict=True)
+            )
+            update = layer(torch.cat([hidden, *means], dim=1))
+            hidden = norm(hidden + torch.relu(update))
         return hidden
 
 

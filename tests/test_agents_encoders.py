@@ -137,10 +137,10 @@ def test_typed_message_passing_equals_dense_matrices() -> None:
         + encoder.global_input(torch.tensor(arrays.globals))
     )
     for layer, norm in zip(encoder.layers, encoder.norms, strict=True):
-        weights, bias = layer.weight.chunk(4), layer.bias.chunk(4)
-        update = hidden @ weights[0].T + bias[0]
+        weights = layer.weight.chunk(4, dim=1)
+        update = hidden @ weights[0].T + layer.bias
         for kind in range(3):
-            update = update + means[kind] @ (hidden @ weights[kind + 1].T + bias[kind + 1])
+            update = update + means[kind] @ hidden @ weights[kind + 1].T
         hidden = norm(hidden + torch.relu(update))
     torch.testing.assert_close(encoder(to_dgl(arrays)), hidden, **TOLERANCE)
 
