@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from gymnasium.vector import utils as vector
 
+import compress_env.forking  # noqa: F401, vector environments would hang without it
 from compress_env.dgl_import import dgl
 from compress_env.graphs import (
     FEATURES,

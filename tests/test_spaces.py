@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import pickle
 import warnings
 from dataclasses import replace
@@ -214,6 +215,23 @@ def test_vector_environments_agree(wrappers: tuple[type[gym.Wrapper], ...]) -> N
         for other in seen[1:]:
             for mine, theirs in zip(seen[0], other, strict=True):
                 assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
+
+
+def _convolve() -> None:
+    torch.nn.functional.conv2d(torch.ones(8, 16, 32, 32), torch.ones(16, 16, 3, 3))
+
+
+def test_forked_processes_compute_after_the_parent_has() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    _convolve()
+    child = multiprocessing.get_context("fork").Process(target=_convolve)
+    child.start()
+    child.join(30)
+    finished = child.exitcode
+    child.kill()
+    torch.set_num_threads(threads)
+    assert finished == 0
 
 
 def test_shared_memory_without_copies_shows_the_present() -> None:
