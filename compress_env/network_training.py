@@ -7,11 +7,10 @@ import json
 import math
 import os
 import pickle
-import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,76 +25,15 @@ from .datasets.augmentation import augment
 from .datasets.cache import cache_folder, locked
 from .networks import NETWORKS, build_network
 from .networks.weights import default_weights, read_metadata, save_weights
+from .training_options import NetworkTraining
 
 __all__ = ["NetworkTraining", "accuracy", "ensure_digits_weights", "train_network"]
 
-_SCHEDULES = ("cosine", "onecycle")
 _EVALUATION_BATCH = 250
 # What is larger stays on disk, and only batches of it go to the device.
 _RESIDENT_BYTES = 4 * 2**30
 # Options that may differ between an interrupted training and the one that goes on with it.
 _MOVABLE = {"data_root", "device"}
-
-
-@dataclass(frozen=True)
-class NetworkTraining:
-    """How to train a dense network.
-
-    Attributes:
-        network: a name that :func:`compress_env.networks.build_network` knows.
-        dataset: a name that :func:`compress_env.data.load_splits` knows.
-        data_root: folder of the images, for data sets that have one.
-        image_size: side in pixels that the images are brought to.
-        epochs: passes over the training split.
-        learning_rate: the highest one of the schedule.
-        batch_size: images per step; None: 128, or the power of two from 16 on with which an
-            epoch of a small data set still has 25 steps.
-        momentum: Nesterov's, from 0 to below 1.
-        weight_decay: of every parameter.
-        schedule: ``"cosine"`` falls from the first step on; ``"onecycle"`` rises during the
-            first quarter before.
-        label_smoothing: share of the label spread over all classes, from 0 to below 1.
-        seed: of the splits, the first weights, the order of the images and their augmentation.
-        device: ``"cpu"``, ``"cuda"``, ``"mps"``, ...; ``"auto"`` takes a GPU where there is one.
-    """
-
-    network: str
-    dataset: str
-    data_root: str | None = None
-    image_size: int | None = None
-    epochs: int = 25
-    learning_rate: float = 0.1
-    batch_size: int | None = None
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "onecycle"
-    label_smoothing: float = 0.0
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "epochs must be at least 1": self.epochs >= 1,
-            "learning_rate must be positive": 0 < self.learning_rate < math.inf,
-            "batch_size must be at least 2": self.batch_size is None or self.batch_size >= 2,
-            "momentum must be at least 0 and below 1": 0 <= self.momentum < 1,
-            "weight_decay must be at least 0": 0 <= self.weight_decay < math.inf,
-            f"schedule must be one of {', '.join(_SCHEDULES)}": self.schedule in _SCHEDULES,
-            "label_smoothing must be at least 0 and below 1": 0 <= self.label_smoothing < 1,
-            "seed must be at least 0": self.seed >= 0,
-        }
-        for rule, holds in allowed.items():
-            if not holds:
-                raise ValueError(f"{rule}, got {getattr(self, rule.split()[0])!r}")
-
-    def command(self) -> str:
-        """The command line that does this training; what has its default is left out."""
-        words = ["compress-agents train-network"]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in {"network", "dataset"} or value != field.default:
-                words.append(f"--{field.name.replace('_', '-')} {shlex.quote(str(value))}")
-        return " ".join(words)
 
 
 def train_network(
@@ -199,21 +137,6 @@ def accuracy(network: nn.Module, images: ImageSet, splits: Splits) -> float:
     return right / len(images)
 
 
-def learning_rate_at(options: NetworkTraining, progress: float) -> float:
-    """The learning rate at a share of the training, from 0 to 1."""
-    rise = 0.25 if options.schedule == "onecycle" else 0.0
-    if progress < rise:
-        return options.learning_rate * (0.04 + 0.96 * progress / rise)
-    fall = (progress - rise) / (1 - rise)
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * fall))
-
-
-def _batch_size(options: NetworkTraining, images: int) -> int:
-    if options.batch_size is not None:
-        return min(options.batch_size, images)
-    return min(images, next((size for size in (128, 64, 32) if images >= 25 * size), 16))
-
-
 class _Feed:
     """The training images on the device, or on disk where there are too many."""
 
@@ -241,7 +164,7 @@ class _Run:
         torch.manual_seed(options.seed)
         network = build_network(options.network, splits.num_classes)
         self.options, self.splits, self.device = options, splits, device
-        self.batch_size = _batch_size(options, len(splits.train))
+        self.batch_size = options.batch_size_for(len(splits.train))
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             network.parameters(),
@@ -317,7 +240,8 @@ class _Run:
         total = torch.zeros((), device=self.device)
         self.network.train()
         for step in range(steps):
-            rate = learning_rate_at(options, (self.epoch + step / steps) / options.epochs)
+            progress = (self.epoch + step / steps) / options.epochs
+            rate = options.learning_rate_at(progress, size)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             images, labels = feed.batch(order[step * size : (step + 1) * size])

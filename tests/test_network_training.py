@@ -11,7 +11,6 @@ from compress_env.network_training import (
     NetworkTraining,
     accuracy,
     ensure_digits_weights,
-    learning_rate_at,
     train_network,
 )
 from compress_env.networks import NETWORKS, build_network
@@ -32,14 +31,14 @@ def tiny(num_classes):
 def options(tmp_path, monkeypatch):
     (tmp_path / "tiny_network.py").write_text(TINY)
     monkeypatch.syspath_prepend(tmp_path)
-    return NetworkTraining("tiny_network:tiny", "digits", epochs=4, device="cpu")
+    return NetworkTraining("tiny_network:tiny", "digits", epochs=10, device="cpu")
 
 
 def test_interrupted_and_resumed_is_the_same_as_uninterrupted(options, tmp_path, monkeypatch):
     whole = train_network(options, tmp_path / "whole.safetensors")
     assert whole["search_accuracy"] > 0.9
 
-    calls = iter(range(10))
+    calls = iter(range(20))
 
     def interrupt(*arguments):
         if next(calls) == 2:
@@ -126,10 +125,12 @@ def test_augmentation_shifts_and_mirrors():
 def test_learning_rate_schedules_by_hand():
     cosine = NetworkTraining("resnet20", "digits", learning_rate=0.2, schedule="cosine")
     for progress, rate in ((0, 0.2), (0.5, 0.1), (1, 0.0)):
-        assert learning_rate_at(cosine, progress) == pytest.approx(rate)
+        assert cosine.learning_rate_at(progress) == pytest.approx(rate)
     onecycle = replace(cosine, schedule="onecycle")
     for progress, rate in ((0, 0.008), (0.125, 0.104), (0.25, 0.2), (0.625, 0.1), (1, 0.0)):
-        assert learning_rate_at(onecycle, progress) == pytest.approx(rate)
+        assert onecycle.learning_rate_at(progress) == pytest.approx(rate)
+        assert onecycle.learning_rate_at(progress, 32) == pytest.approx(rate / 4)
+    assert [cosine.batch_size_for(n) for n in (41_667, 3199, 897, 100, 9)] == [128, 64, 32, 16, 9]
 
 
 @pytest.mark.parametrize(
