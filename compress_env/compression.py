@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import torch
 from torch import fx, nn
 
-from compress_env.channel_modules import UnevenGroupedConv2d
 from compress_env.layer_graph import LayerGraph, trace
 from compress_env.plan import FLOAT_BITS, CompressionPlan
 from compress_env.pruning import prune
@@ -88,9 +87,10 @@ def calibrate(
 
         hooks.append(network.get_submodule(layer.name).register_forward_pre_hook(note))
     try:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad(), _batch_statistics(network, reestimate):
             for batch in batches:
-                network(batch)
+                network(batch.contiguous(memory_format=torch.channels_last))
     finally:
         for hook in hooks:
             hook.remove()
@@ -130,29 +130,28 @@ def quantize_network(
     for index, layer in enumerate(graph.layers):
         if weight_bits[index] == activation_bits[index] == FLOAT_BITS:
             continue
-        module = small.get_submodule(layer.name)
+        factor = offset = None
         norm_name = graph.folds.get(layer.name)
-        if norm_name is not None and weight_bits[index] < FLOAT_BITS:
+        if norm_name is not None:
             norm = small.get_submodule(norm_name)
             assert isinstance(norm, BatchNorm)
-            fold_norm(module, norm)
+            factor, offset = norm_as_affine(norm)
             _replace(small, norm_name, nn.Identity())
-        _replace(
-            small,
-            layer.name,
-            QuantizedLayer(
-                module,
-                weight_bits[index],
-                activation_bits[index],
-                scales[index],
-                layer.input_nonnegative,
-            ),
+        quantized = QuantizedLayer(
+            small.get_submodule(layer.name),
+            weight_bits[index],
+            activation_bits[index],
+            scales[index],
+            layer.input_nonnegative,
+            factor,
+            offset,
         )
+        _replace(small, layer.name, quantized)
     return small.eval()
 
 
-def fold_norm(layer: nn.Module, norm: BatchNorm) -> None:
-    """Multiply a BatchNorm into the convolution (or linear layer) in front of it, in place."""
+def norm_as_affine(norm: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a BatchNorm in evaluation mode multiplies and adds: factor and offset, (channels,)."""
     assert norm.running_mean is not None and norm.running_var is not None
     factor = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
@@ -160,23 +159,7 @@ def fold_norm(layer: nn.Module, norm: BatchNorm) -> None:
     offset = -norm.running_mean * factor
     if norm.bias is not None:
         offset = offset + norm.bias.detach()
-    parts = [layer] if not isinstance(layer, UnevenGroupedConv2d) else layer.ordered_parts()
-    start = 0
-    with torch.no_grad():
-        for part in parts:
-            if isinstance(part, torch.Tensor):  # constant outputs of an empty group
-                rows = slice(start, start + part.numel())
-                part.mul_(factor[rows]).add_(offset[rows])
-            else:
-                assert isinstance(part, (nn.Conv2d, nn.Linear))
-                rows = slice(start, start + part.weight.shape[0])
-                shape = (-1,) + (1,) * (part.weight.dim() - 1)
-                part.weight.mul_(factor[rows].view(shape))
-                bias = offset[rows].clone()
-                if part.bias is not None:
-                    bias += part.bias * factor[rows]
-                part.bias = nn.Parameter(bias)
-            start = rows.stop
+    return factor, offset
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:

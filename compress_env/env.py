@@ -111,7 +111,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         image_size: side of the images, for data sets that can be scaled.
         device: where the networks run.
         seed: of the splits and the choice of images.
-        engine: `"reference"`, or a factory.
+        engine: `"fast"`, `"reference"` (slow, the definition), or a factory.
         render_mode: `"ansi"` (a table of layers) or `"rgb_array"` (kept channels and bits drawn).
 
     Raises:
@@ -147,7 +147,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         image_size: int | None = None,
         device: str = "cpu",
         seed: int = 0,
-        engine: str | EngineFactory = "reference",
+        engine: str | EngineFactory = "fast",
         render_mode: str | None = None,
     ) -> None:
         if step_mode not in STEP_MODES:

@@ -1,7 +1,7 @@
 """Which channels matter most: one score per atom, the higher the more important.
 
-A criterion scores the output channels of every layer; the scores are divided by the layer's mean, so
-that no layer of a coupling group outvotes the others, and summed over the layers of the group.
+A criterion scores the output channels of every layer; the scores are divided by the layer's mean,
+so that no layer of a coupling group outvotes the others, and summed over the group's layers.
 """
 
 from __future__ import annotations

@@ -1,5 +1,9 @@
 """Uniform symmetric quantizers: pure functions first, the module that uses them below.
 
+A quantized layer is defined on integers: it multiplies and sums integer codes and scales the sum
+once, `sum(codes of weights * codes of inputs) * (weight scale * input scale) + bias`. Sums of
+codes are exact in float32 below 2**24, so the plain and the fast engine can agree to the bit.
+
 Weights have one scale per output channel and the levels `-(2**(b-1) - 1) ... 2**(b-1) - 1`.
 Activations have one scale per tensor and the levels `0 ... 2**b - 1` where they are known to be
 non-negative (after a ReLU), else those of the weights. Scales minimise the squared error.
@@ -10,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from compress_env.channel_modules import UnevenGroupedConv2d
 from compress_env.plan import FLOAT_BITS
 
 HISTOGRAM_BINS = 512
@@ -17,6 +22,10 @@ HISTOGRAM_BINS = 512
 
 SAMPLED_VALUES = 1 << 15
 """How many values of an activation are looked at to choose its range."""
+
+_EXACT_IN_FLOAT32 = 1 << 24
+
+CONVOLUTIONS = (nn.Conv2d, UnevenGroupedConv2d)
 
 _CLIPPING = torch.linspace(0.2, 1.0, 33)
 _WEIGHT_CLIPPING = torch.linspace(0.35, 1.0, 14)
@@ -33,16 +42,9 @@ def highest_level(bits: int, signed: bool = True) -> int:
     return int(2 ** (bits - 1) - 1 if signed else 2**bits - 1)
 
 
-def quantize(x: torch.Tensor, scale: torch.Tensor | float, low: int, high: int) -> torch.Tensor:
-    """Integer codes as floats: `clamp(round(x / scale), low, high)`, halves rounded to even."""
-    return torch.clamp(torch.round(x / scale), low, high)
-
-
-def fake_quantize(
-    x: torch.Tensor, scale: torch.Tensor | float, low: int, high: int
-) -> torch.Tensor:
-    """Quantize and return to real numbers."""
-    return quantize(x, scale, low, high) * scale
+def quantize(x: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    """Integer codes as floats: `clamp(round(x * (1 / scale)), low, high)`, halves to even."""
+    return torch.clamp(torch.round(x * scale.reciprocal()), low, high)
 
 
 def quantize_weights(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +68,8 @@ def quantize_weights(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, tor
     best_error = torch.full_like(largest, float("inf"))
     best = scales[-1]
     for scale in scales:
-        error = (fake_quantize(rows, scale[:, None], -high, high) - rows).square_().sum(1)
+        codes = quantize(rows, scale[:, None], -high, high)
+        error = (codes * scale[:, None] - rows).square_().sum(1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best = torch.where(better, scale, best)
@@ -113,18 +116,25 @@ def activation_scales(samples: list[torch.Tensor], levels: list[int]) -> torch.T
 
 
 class QuantizedLayer(nn.Module):
-    """A layer with quantized weights that quantizes its own input: the reference semantics.
+    """A layer on integer codes that quantizes its own input: the reference semantics.
+
+    The weights are quantized before BatchNorm is folded in, which is then a factor on the scales:
+    scales per channel commute with BatchNorm, and codes do not depend on its statistics.
 
     Args:
-        layer: convolution or linear layer, normalisation folded in. Its weights are overwritten
-            by quantized ones where `weight_bits` is below 32.
+        layer: convolution or linear layer as pruned. It is changed: its weights become codes
+            (where `weight_bits` is below 32), its bias moves to this module.
         weight_bits: 2 to 8, or 32 for float.
         activation_bits: bits of the input, likewise.
         input_scale: scale of the quantized input; not used at 32 bits.
         input_nonnegative: whether the input's codes start at zero.
+        factor: what a folded BatchNorm multiplies every output channel by, float (out,).
+        offset: what it adds, float (out,).
     """
 
     input_scale: torch.Tensor
+    weight_scale: torch.Tensor
+    bias: torch.Tensor
 
     def __init__(
         self,
@@ -133,30 +143,76 @@ class QuantizedLayer(nn.Module):
         activation_bits: int,
         input_scale: torch.Tensor,
         input_nonnegative: bool,
+        factor: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.layer = layer
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
-        self.register_buffer("input_scale", input_scale.clone())
         self.low = self.high = 0
         if activation_bits < FLOAT_BITS:
             self.high = highest_level(activation_bits, signed=not input_nonnegative)
             self.low = 0 if input_nonnegative else -self.high
-        if weight_bits < FLOAT_BITS:
-            with torch.no_grad():
-                for part in layer.modules():
-                    if isinstance(part, (nn.Conv2d, nn.Linear)):
-                        codes, scale = quantize_weights(part.weight, weight_bits)
-                        shape = (-1,) + (1,) * (part.weight.dim() - 1)
-                        part.weight.copy_(codes * scale.view(shape))
+        scales, biases = [], []
+        with torch.no_grad():
+            for part in layer_parts(layer):
+                scale, bias = _integer_part(part, weight_bits)
+                scales.append(scale)
+                biases.append(bias)
+        scale, bias = torch.cat(scales), torch.cat(biases)
+        if factor is not None and offset is not None:
+            scale, bias = scale * factor, bias * factor + offset
+        self.layer = layer
+        self.register_buffer("input_scale", input_scale.to(scale).clone())
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("bias", bias)
+        self.double = self.high * self._largest_sum() > _EXACT_IN_FLOAT32
+
+    def _largest_sum(self) -> float:
+        """The largest sum of absolute weight codes of an output channel."""
+        sums = [
+            part.weight.detach().abs().flatten(1).sum(1).max()
+            for part in self.layer.modules()
+            if isinstance(part, (nn.Conv2d, nn.Linear))
+        ]
+        return float(torch.stack(sums).max()) if self.weight_bits < FLOAT_BITS else 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Quantize the input, then apply the layer."""
+        """Quantize the input, apply the layer to the codes, scale."""
+        scale = self.weight_scale
         if self.high:
-            x = fake_quantize(x, self.input_scale, self.low, self.high)
-        result: torch.Tensor = self.layer(x)
+            x = quantize(x, self.input_scale, self.low, self.high)
+            scale = scale * self.input_scale
+        if self.double:
+            y = self.layer.double()(x.double()).float()
+        else:
+            y = self.layer(x)
+        shape = (1, -1, 1, 1) if isinstance(self.layer, CONVOLUTIONS) else (-1,)
+        result: torch.Tensor = y * scale.view(shape) + self.bias.view(shape)
         return result
 
     def extra_repr(self) -> str:
         """The bits, for printing."""
         return f"weight_bits={self.weight_bits}, activation_bits={self.activation_bits}"
+
+
+def layer_parts(layer: nn.Module) -> list[nn.Module | torch.Tensor]:
+    """The convolutions or linear layer that a layer consists of, and constants, in order."""
+    return layer.ordered_parts() if isinstance(layer, UnevenGroupedConv2d) else [layer]
+
+
+def _integer_part(
+    part: nn.Module | torch.Tensor, bits: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn a part's weights into codes and take its bias away: (scales, biases), (out,) each."""
+    if isinstance(part, torch.Tensor):  # constant outputs of a group without inputs
+        bias = part.detach().clone()
+        part.zero_()
+        return torch.ones_like(bias), bias
+    assert isinstance(part, (nn.Conv2d, nn.Linear))
+    scale = torch.ones(part.weight.shape[0]).to(part.weight)
+    if bits < FLOAT_BITS:
+        codes, scale = quantize_weights(part.weight, bits)
+        part.weight.copy_(codes)
+    bias = torch.zeros_like(scale) if part.bias is None else part.bias.detach().clone()
+    part.bias = None
+    return scale, bias

@@ -1,7 +1,7 @@
 """What an evaluated plan is paid.
 
-A reward is called with the evaluation of the plan's network and of the dense one on the same images.
-Any callable of this form can be handed to the environment.
+A reward is called with the evaluation of the plan's network and that of the dense one on the same
+images. Any callable of this form can be handed to the environment.
 """
 
 from __future__ import annotations

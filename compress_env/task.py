@@ -19,7 +19,7 @@ from torch import nn
 
 from compress_env.complexity import Complexity, ComplexityModel, reduction
 from compress_env.data import Splits, load_splits, normalize
-from compress_env.evaluation import Engine, Evaluation, Evaluator, ReferenceEngine
+from compress_env.evaluation import Engine, Evaluation, Evaluator, FastEngine, ReferenceEngine
 from compress_env.importance import IMPORTANCES, Importance, rank_channels
 from compress_env.layer_graph import LayerGraph, trace
 from compress_env.network_training import ensure_digits_weights
@@ -30,7 +30,7 @@ from compress_env.plan import CompressionPlan
 EngineFactory = Callable[[LayerGraph, torch.Tensor], Engine]
 """`(layer graph, calibration images) -> engine`."""
 
-ENGINES: dict[str, EngineFactory] = {"reference": ReferenceEngine}
+ENGINES: dict[str, EngineFactory] = {"fast": FastEngine, "reference": ReferenceEngine}
 """Evaluation engines by name."""
 
 
@@ -82,7 +82,7 @@ class CompressionTask:
         image_size: int | None = None,
         device: str = "cpu",
         seed: int = 0,
-        engine: str | EngineFactory = "reference",
+        engine: str | EngineFactory = "fast",
     ) -> None:
         _check_count("search_images", search_images)
         _check_count("calibration_images", calibration_images)
@@ -191,7 +191,7 @@ def _load_network(
 ) -> nn.Module:
     if isinstance(network, nn.Module):
         if weights is not None:
-            raise ValueError("weights have no meaning where network is an nn.Module: load them first")
+            raise ValueError("weights: load them into the nn.Module first, or give a network's name")
         return network
     built = build_network(network, splits.num_classes)
     if weights is None:

@@ -1,6 +1,7 @@
 """From a plan to its accuracy."""
 
 from compress_env.evaluation.evaluator import Engine, Evaluation, Evaluator
+from compress_env.evaluation.fast import FastEngine
 from compress_env.evaluation.reference import ReferenceEngine
 
-__all__ = ["Engine", "Evaluation", "Evaluator", "ReferenceEngine"]
+__all__ = ["Engine", "Evaluation", "Evaluator", "FastEngine", "ReferenceEngine"]

@@ -33,5 +33,7 @@ class ReferenceEngine:
             images: float32 (images, channels, height, width), normalised.
         """
         network = compress(self.graph, plan, self.calibration_images)
+        # The order of the fast engine, so that float operations round alike.
+        images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             return torch.cat([network(batch) for batch in images.split(self.batch_size)])
