@@ -267,7 +267,8 @@ def _run_layer(
     if step.residual is not None:
         return layer.add_to(_dense_residual(values[step.residual]), codes, step.relu)
     output = _common_format(layers, step.readers)
-    if output is None:
+    # oneDNN adds a zero point before it rounds, which is not what the definition says.
+    if output is None or output.zero_point != 0:
         return layer.to_float(codes, step.relu)
     return layer.to_codes(codes, step.relu, output)
 
