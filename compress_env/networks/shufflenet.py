@@ -73,6 +73,10 @@ class CifarShuffleNetV1(nn.Module):
                 in_channels = channels
         self.units = nn.Sequential(*units)
         self.linear = nn.Linear(in_channels, num_classes)
+        # With PyTorch's smaller default, short trainings of grouped convolutions stall.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float32 images (N, 3, H, W) to logits (N, num_classes)."""
