@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -56,17 +56,23 @@ def compress(
     plan = CompressionPlan.from_json(plan.to_json(), graph)
     kept = plan.kept_atoms(graph)
     small = prune(graph, kept)
-    samples = calibrate(small, graph, calibration_images, reestimate=not bool(kept.all()))
+    modules = dict(small.named_modules())
+    samples = calibrate(small, modules, graph, calibration_images, not bool(kept.all()))
     return quantize_network(small, graph, plan, samples)
 
 
 def calibrate(
-    network: nn.Module, graph: LayerGraph, images: torch.Tensor, reestimate: bool
+    network: Callable[[torch.Tensor], object],
+    modules: Mapping[str, object],
+    graph: LayerGraph,
+    images: torch.Tensor,
+    reestimate: bool,
 ) -> list[torch.Tensor]:
     """One pass over the calibration images: BatchNorm statistics and samples of layer inputs.
 
     Args:
-        network: a pruned network; its BatchNorm statistics are replaced if `reestimate`.
+        network: runs a pruned network.
+        modules: its modules by name; their BatchNorm statistics are replaced if `reestimate`.
         graph: the layer graph it comes from.
         images: float32 (images, channels, height, width).
         reestimate: whether to re-estimate BatchNorm statistics (mean over batches of the batch
@@ -81,14 +87,19 @@ def calibrate(
     for index, layer in enumerate(graph.layers):
 
         def note(
-            module: nn.Module, inputs: tuple[torch.Tensor, ...], store: list[torch.Tensor] = seen[index]
+            module: nn.Module,
+            inputs: tuple[torch.Tensor, ...],
+            store: list[torch.Tensor] = seen[index],
         ) -> None:
             store.append(sample_values(inputs[0]))
 
-        hooks.append(network.get_submodule(layer.name).register_forward_pre_hook(note))
+        module = modules[layer.name]
+        assert isinstance(module, nn.Module)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        hooks.append(module.register_forward_pre_hook(note))
+    norms = [m for m in modules.values() if isinstance(m, BatchNorm)] if reestimate else []
     try:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with torch.no_grad(), _batch_statistics(network, reestimate):
+        with torch.no_grad(), _batch_statistics(norms):
             for batch in batches:
                 network(batch.contiguous(memory_format=torch.channels_last))
     finally:
@@ -98,9 +109,8 @@ def calibrate(
 
 
 @contextmanager
-def _batch_statistics(network: nn.Module, active: bool) -> Iterator[None]:
+def _batch_statistics(norms: list[BatchNorm]) -> Iterator[None]:
     """Let BatchNorm use and gather the statistics of the batches that pass through."""
-    norms = [m for m in network.modules() if isinstance(m, BatchNorm)] if active else []
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -141,7 +141,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         importance: str | Importance = "l1",
         reward: str | Reward = "accuracy",
         search_images: int = 1000,
-        calibration_images: int = 128,
+        calibration_images: int = 64,
         first_last_bits: int | None = 8,
         channel_multiple: int = 1,
         image_size: int | None = None,

@@ -27,7 +27,15 @@ def prune(graph: LayerGraph, kept_atoms: np.ndarray) -> fx.GraphModule:
         A network of its own: no parameter is shared with the dense one. Module names, and so the
         keys of its `state_dict`, are those of the dense network.
     """
-    modules: dict[str, nn.Module] = {}
+    modules = pruned_modules(graph, kept_atoms)
+    return fx.GraphModule(modules, graph.module.graph, type(graph.module).__name__).eval()
+
+
+def pruned_modules(
+    graph: LayerGraph, kept_atoms: np.ndarray
+) -> dict[str, nn.Module | torch.Tensor]:
+    """The modules and tensors of the network without the atoms that go, by name."""
+    modules: dict[str, nn.Module | torch.Tensor] = {}
     for layer in graph.layers:
         dense = graph.module.get_submodule(layer.name)
         modules[layer.name] = _smaller_layer(layer, dense, kept_atoms)
@@ -39,7 +47,7 @@ def prune(graph: LayerGraph, kept_atoms: np.ndarray) -> fx.GraphModule:
             modules[name] = copy.deepcopy(graph.module.get_submodule(name))
         elif node.op == "get_attr" and name not in modules:
             modules[name] = copy.deepcopy(_attribute(graph.module, name))
-    return fx.GraphModule(modules, graph.module.graph, type(graph.module).__name__).eval()
+    return modules
 
 
 def _attribute(module: nn.Module, name: str) -> torch.Tensor:

@@ -20,15 +20,15 @@ from compress_env.plan import FLOAT_BITS
 HISTOGRAM_BINS = 512
 """Resolution at which the range of an activation is chosen."""
 
-SAMPLED_VALUES = 1 << 15
+SAMPLED_VALUES = 1 << 14
 """How many values of an activation are looked at to choose its range."""
 
 _EXACT_IN_FLOAT32 = 1 << 24
 
 CONVOLUTIONS = (nn.Conv2d, UnevenGroupedConv2d)
 
-_CLIPPING = torch.linspace(0.2, 1.0, 33)
-_WEIGHT_CLIPPING = torch.linspace(0.35, 1.0, 14)
+_CLIPPING = torch.linspace(0.2, 1.0, 25)
+_WEIGHT_CLIPPING = torch.linspace(0.4, 1.0, 9)
 
 
 def highest_level(bits: int, signed: bool = True) -> int:
@@ -64,15 +64,12 @@ def quantize_weights(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, tor
     rows = weight.detach().flatten(1)
     largest = rows.abs().amax(1)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    scales = largest[None] / high * _WEIGHT_CLIPPING.to(rows)[:, None]  # (grid, out)
-    best_error = torch.full_like(largest, float("inf"))
-    best = scales[-1]
-    for scale in scales:
-        codes = quantize(rows, scale[:, None], -high, high)
-        error = (codes * scale[:, None] - rows).square_().sum(1)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best = torch.where(better, scale, best)
+    scales = largest / high * _WEIGHT_CLIPPING.to(rows)[:, None]  # (grid, out)
+    # In place throughout: this runs for every layer of every new set of kept channels.
+    errors = rows * scales.reciprocal()[:, :, None]  # (grid, out, inputs)
+    errors.round_().clamp_(-high, high).mul_(scales[:, :, None]).sub_(rows)
+    choice = errors.square_().sum(2).argmin(0)
+    best = scales.gather(0, choice[None]).squeeze(0)
     codes = quantize(rows, best[:, None], -high, high)
     energy = codes.square().sum(1)
     fitted = torch.where(energy > 0, (rows * codes).sum(1) / energy.clamp(min=1), best)
@@ -81,7 +78,10 @@ def quantize_weights(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, tor
 
 def sample_values(x: torch.Tensor, count: int = SAMPLED_VALUES) -> torch.Tensor:
     """Magnitudes of at most `count` values of a tensor, evenly spread over it."""
-    flat = x.detach().flatten()
+    x = x.detach()
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        x = x.permute(0, 2, 3, 1)  # the order in memory, so that nothing is copied
+    flat = x.flatten()
     step = max(1, flat.numel() // count)
     if step > 1 and step % 2 == 0:
         step += 1  # an odd step does not fall on the same channels again and again
@@ -109,8 +109,9 @@ def activation_scales(samples: list[torch.Tensor], levels: list[int]) -> torch.T
     centres = (torch.arange(HISTOGRAM_BINS) + 0.5) / HISTOGRAM_BINS  # as a share of the largest
     top = torch.tensor(levels, dtype=torch.float32)
     steps = _CLIPPING / top[:, None]  # (tensors, grid), likewise
-    codes = torch.minimum(torch.round(centres / steps[:, :, None]), top[:, None, None])
-    error = (codes * steps[:, :, None] - centres).square_()
+    error = centres * steps.reciprocal()[:, :, None]  # (tensors, grid, bins)
+    torch.minimum(error.round_(), top[:, None, None], out=error)
+    error.mul_(steps[:, :, None]).sub_(centres).square_()
     best = torch.bmm(error, counts[:, :, None]).squeeze(2).argmin(1)
     return largest * steps.gather(1, best[:, None]).squeeze(1)
 

@@ -78,7 +78,7 @@ class CompressionTask:
         weights: str | os.PathLike[str] | None = None,
         importance: str | Importance = "l1",
         search_images: int = 1000,
-        calibration_images: int = 128,
+        calibration_images: int = 64,
         image_size: int | None = None,
         device: str = "cpu",
         seed: int = 0,

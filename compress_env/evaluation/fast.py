@@ -33,7 +33,7 @@ from compress_env.evaluation.kernels import (
 from compress_env.evaluation.program import LayerStep, Program, run_plain
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import FLOAT_BITS, CompressionPlan
-from compress_env.pruning import prune
+from compress_env.pruning import pruned_modules
 from compress_env.quantization import (
     QuantizedLayer,
     activation_scales,
@@ -62,7 +62,7 @@ class Prepared:
 class _Pruned:
     """What depends on the kept channels alone: the calibrated network in float32."""
 
-    network: fx.GraphModule
+    modules: dict[str, Any]
     samples: list[torch.Tensor]
     scales: dict[tuple[int, int], torch.Tensor]
 
@@ -106,6 +106,7 @@ class FastEngine:
         image_bytes = 4 * int(np.prod(graph.input_shape))
         self.batch_size = batch_size or max(1, min(125, BATCH_BYTES * 3 // image_bytes))
         self.program = Program(graph)
+        self._input_sizes = _input_sizes(graph)
         self._weights = _Cache(remembered_weights)
         self._networks = _Cache(4)
         self._images = _Cache(2)
@@ -187,20 +188,17 @@ class FastEngine:
         layers = [
             self._layer(index, plan, pruned, kept) for index in range(len(self.graph.layers))
         ]
-        network = pruned.network
-
-        def modules(name: str) -> Any:
-            value: Any = network
-            for part in name.split("."):
-                value = getattr(value, part)
-            return value
-
-        return Prepared(layers, modules)
+        return Prepared(layers, pruned.modules.__getitem__)
 
     def _prune(self, kept: np.ndarray) -> _Pruned:
-        small = prune(self.graph, kept)
-        samples = calibrate(small, self.graph, self.calibration_images, not bool(kept.all()))
-        return _Pruned(small, samples, {})
+        modules = pruned_modules(self.graph, kept)
+
+        def run(images: torch.Tensor) -> None:
+            self.program.run_unfused(images, modules.__getitem__)
+
+        changed = not bool(kept.all())
+        samples = calibrate(run, modules, self.graph, self.calibration_images, changed)
+        return _Pruned(modules, samples, {})
 
     def _fill_scales(self, pruned: _Pruned, plan: CompressionPlan) -> None:
         """Choose the activation scales that are still missing, all at once."""
@@ -222,10 +220,10 @@ class FastEngine:
         layer = self.graph.layers[index]
         weight_bits = int(plan.weight_bits[index])
         activation_bits = int(plan.activation_bits[index])
-        module = pruned.network.get_submodule(layer.name)
+        module = pruned.modules[layer.name]
         factor = offset = None
         if layer.name in self.graph.folds:
-            norm = pruned.network.get_submodule(self.graph.folds[layer.name])
+            norm = pruned.modules[self.graph.folds[layer.name]]
             assert isinstance(norm, BatchNorm)
             factor, offset = norm_as_affine(norm)
         scale = pruned.scales.get((index, activation_bits), torch.ones(()))
@@ -235,7 +233,8 @@ class FastEngine:
             and max(weight_bits, activation_bits) < FLOAT_BITS
             and module.weight.device.type == "cpu"
         ):
-            key = (index, weight_bits, kept[layer.in_atoms].tobytes(), kept[layer.out_atoms].tobytes())
+            channels = kept[layer.in_atoms].tobytes() + kept[layer.out_atoms].tobytes()
+            key = (index, weight_bits, channels)
             codes, weight_scale = self._weights.get(
                 key, lambda: _integer_codes(module.weight, weight_bits)
             )
@@ -246,8 +245,7 @@ class FastEngine:
                 bias = torch.zeros_like(weight_scale) if module.bias is None else module.bias
             shape = _code_format(float(scale), activation_bits, layer.input_nonnegative)
             if is_exact(codes, shape):
-                size = _input_size(self.graph, index)
-                inputs = [self.batch_size, module.in_channels, *size]
+                inputs = [self.batch_size, module.in_channels, *self._input_sizes[index]]
                 return pack(module, codes, weight_scale, bias.detach().float(), shape, inputs)
         return QuantizedLayer(
             copy.deepcopy(module), weight_bits, activation_bits, scale, layer.input_nonnegative, factor, offset
@@ -306,10 +304,11 @@ def _code_format(scale: float, bits: int, nonnegative: bool) -> CodeFormat:
     return CodeFormat(scale, SIGNED_ZERO_POINT, SIGNED_ZERO_POINT - high, SIGNED_ZERO_POINT + high)
 
 
-def _input_size(graph: LayerGraph, index: int) -> tuple[int, int]:
-    """Height and width of a layer's input, from the trace."""
-    name = graph.layers[index].name
-    node = next(n for n in graph.module.graph.nodes if str(n.target) == name)
-    shape = node.args[0].meta["shapes"]
-    return int(shape[2]), int(shape[3])
-
+def _input_sizes(graph: LayerGraph) -> dict[int, tuple[int, ...]]:
+    """Height and width of the inputs of convolutions, from the trace."""
+    sizes = {}
+    for node in graph.module.graph.nodes:
+        index = graph.layer_index.get(str(node.target)) if node.op == "call_module" else None
+        if index is not None:
+            sizes[index] = tuple(node.args[0].meta["shapes"][2:])
+    return sizes

@@ -7,6 +7,7 @@ needed any more, and a ReLU. Everything else runs as it stands, on float tensors
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,14 +73,24 @@ class Program:
         self.input = next(node for node in nodes if node.op == "placeholder")
         self.result = nodes[-1].args[0]
         self._order = {node: place for place, node in enumerate(nodes)}
-        calls = [str(node.target) for node in nodes if node.op == "call_module"]
-        self._once = {name for name in calls if calls.count(name) == 1}
+        calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
+        self._once = {name for name, count in calls.items() if count == 1}
+        self._last_uses = _last_uses(nodes)
         self._unfused: set[fx.Node] = set()
         steps = self._steps(nodes)
         while (late := _changed_too_early(steps)) is not None:
             self._unfused.add(late)
             steps = self._steps(nodes)
         self.steps = self._with_deaths(steps)
+
+    def run_unfused(self, images: torch.Tensor, modules: Callable[[str], Any]) -> None:
+        """Run all nodes one by one, for what the modules' hooks see of it."""
+        values: dict[fx.Node, Any] = {self.input: images}
+        for node in self.graph.module.graph.nodes:
+            if node.op not in ("placeholder", "output"):
+                values[node] = run_plain(node, values, modules)
+            for dead in self._last_uses.get(node, ()):
+                values.pop(dead, None)
 
     def _steps(self, nodes: list[fx.Node]) -> list[LayerStep | PlainStep]:
         fused: dict[fx.Node, LayerStep] = {}
@@ -194,6 +205,16 @@ def run_plain(
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     target: Any = node.target
     return target(*args, **kwargs)
+
+
+def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """For every node those whose values nothing reads after it."""
+    order = {node: place for place, node in enumerate(nodes)}
+    last: dict[fx.Node, list[fx.Node]] = {}
+    for node in nodes:
+        if node.users:
+            last.setdefault(max(node.users, key=order.__getitem__), []).append(node)
+    return last
 
 
 def _changed_too_early(steps: list[LayerStep | PlainStep]) -> fx.Node | None:
