@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import sys
 import time
 from collections.abc import Mapping
@@ -26,12 +25,11 @@ from .datasets.cache import cache_folder, locked
 from .networks import NETWORKS, build_network
 from .networks.weights import default_weights, read_metadata, save_weights
 from .training_options import NetworkTraining
+from .training_parts import Feed, check_same, read_checkpoint, seed_of, write_checkpoint
 
 __all__ = ["NetworkTraining", "accuracy", "ensure_digits_weights", "train_network"]
 
 _EVALUATION_BATCH = 250
-# What is larger stays on disk, and only batches of it go to the device.
-_RESIDENT_BYTES = 4 * 2**30
 # Options that may differ between an interrupted training and the one that goes on with it.
 _MOVABLE = {"data_root", "device"}
 
@@ -66,7 +64,7 @@ def train_network(
     if resume and out.is_file():
         return _finished_results(out, options)
     checkpoint = out.with_suffix(".checkpoint")
-    state = _read_checkpoint(checkpoint, options, resume)
+    state = read_checkpoint(checkpoint, _identity(options), resume)
     device = _device(options.device)
     splits = load_splits(options.dataset, options.data_root, options.seed, options.image_size)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -137,26 +135,6 @@ def accuracy(network: nn.Module, images: ImageSet, splits: Splits) -> float:
     return right / len(images)
 
 
-class _Feed:
-    """The training images on the device, or on disk where there are too many."""
-
-    def __init__(self, images: ImageSet, device: torch.device) -> None:
-        self.device = device
-        self.labels = torch.from_numpy(images.labels.copy()).to(device)
-        self.on_disk = images.images
-        self.resident: Tensor | None = None
-        if images.images.nbytes <= _RESIDENT_BYTES:
-            self.resident = torch.from_numpy(np.array(images.images)).to(device)
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images uint8 (B, 3, H, W) and labels int64 (B,) at the indices, on the device."""
-        on_device = indices.to(self.device)
-        if self.resident is not None:
-            return self.resident[on_device], self.labels[on_device]
-        images = torch.from_numpy(self.on_disk[indices.numpy()])
-        return images.to(self.device), self.labels[on_device]
-
-
 class _Run:
     """One training: what it needs, and what it has reached."""
 
@@ -198,7 +176,7 @@ class _Run:
 
     def train(self, checkpoint: Path) -> None:
         """The epochs that are left, each followed by a look at the search split."""
-        feed = _Feed(self.splits.train, self.device)
+        feed = Feed(self.splits.train, self.device)
         steps = len(self.splits.train) // self.batch_size
         with tqdm(
             total=self.options.epochs * steps,
@@ -223,17 +201,17 @@ class _Run:
                 }
                 self.epoch += 1
                 bar.set_postfix(epoch=self.epoch, loss=f"{loss:.3f}", accuracy=f"{reached:.2%}")
-                _write_checkpoint(checkpoint, self.state_dict())
+                write_checkpoint(checkpoint, self.state_dict())
 
     def results(self) -> dict[str, float]:
         """The figures of the last epoch and the look at the test split."""
         tested = accuracy(self.network, self.splits.test, self.splits)
         return {**self.figures, "test_accuracy": tested, "epochs": float(self.epoch)}
 
-    def _run_epoch(self, feed: _Feed, steps: int, bar: Any) -> float:
+    def _run_epoch(self, feed: Feed, steps: int, bar: Any) -> float:
         options, size = self.options, self.batch_size
         # Seeded anew in every epoch, so that there is no random state to carry along.
-        seed = int(np.random.SeedSequence([options.seed, self.epoch]).generate_state(1)[0])
+        seed = seed_of(options.seed, self.epoch)
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # for dropout
         order = torch.randperm(len(self.splits.train), generator=generator)
@@ -267,37 +245,14 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"device {name!r} is not available here; 'cpu' always is") from error
 
 
-def _write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, path)
-
-
-def _read_checkpoint(path: Path, options: NetworkTraining, resume: bool) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    if not resume:
-        raise ValueError(f"resume must be set, or {path} deleted: it is an interrupted training")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        _check_same(path, state["options"], options)
-    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"resume: {path} is not the state of a training: {error}") from error
-    return state
-
-
 def _finished_results(path: Path, options: NetworkTraining) -> dict[str, float]:
     metadata = read_metadata(path)
     if "options" not in metadata or "results" not in metadata:
         raise ValueError(f"out_path {path} exists and does not come from a training")
-    _check_same(path, json.loads(metadata["options"]), options)
+    check_same(path, json.loads(metadata["options"]), _identity(options))
     return dict(json.loads(metadata["results"]))
 
 
-def _check_same(path: Path, stored: Mapping[str, Any], options: NetworkTraining) -> None:
-    for name, value in asdict(options).items():
-        if name not in _MOVABLE and stored.get(name) != value:
-            raise ValueError(
-                f"out_path: {path} belongs to another training: {name} is {stored.get(name)!r} "
-                f"there and {value!r} here"
-            )
+def _identity(options: NetworkTraining) -> dict[str, Any]:
+    """The options that an interrupted training and the one that goes on with it share."""
+    return {name: value for name, value in asdict(options).items() if name not in _MOVABLE}
