@@ -166,9 +166,7 @@ class ActionDecoder:
         bits = np.where(later_layers[:, None], smallest.bits, bits)
         return self.cost_of(Choice(counts, bits)) <= self.budget
 
-    def _lower_once(
-        self, index: int, own: list[int], counts: np.ndarray, bits: np.ndarray
-    ) -> bool:
+    def _lower_once(self, index: int, own: list[int], counts: np.ndarray, bits: np.ndarray) -> bool:
         """Lower the wider of a layer's two bit-widths by one step, or else its channels."""
         if not self.fixed[index]:
             which = int(bits[index, 1] >= bits[index, 0])
@@ -320,10 +318,10 @@ def check_arguments(
             f"bits must be whole numbers from 2 to 8, or only 32 to prune alone, not {bits!r}"
         )
     if first_last_bits is not None and first_last_bits not in ALLOWED_BITS:
-        raise ValueError(
-            f"first_last_bits must be None, 2 to 8 or 32, not {first_last_bits!r}"
-        )
+        raise ValueError(f"first_last_bits must be None, 2 to 8 or 32, not {first_last_bits!r}")
     if isinstance(channel_multiple, bool) or not (
         isinstance(channel_multiple, (int, np.integer)) and channel_multiple >= 1
     ):
-        raise ValueError(f"channel_multiple must be a whole number from 1, not {channel_multiple!r}")
+        raise ValueError(
+            f"channel_multiple must be a whole number from 1, not {channel_multiple!r}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -71,6 +72,8 @@ class UnevenGroupedConv2d(nn.Module):
         in_sizes: input channels of every group.
         biases: for every group without inputs its outputs, (out,), which are constant; else None.
             A plain tensor of zeros stands for "no bias".
+        geometry: kernel, stride, padding and dilation, vertical and horizontal; what is left of
+            the convolution where no group has both inputs and outputs.
     """
 
     def __init__(
@@ -78,9 +81,11 @@ class UnevenGroupedConv2d(nn.Module):
         parts: Sequence[nn.Conv2d | None],
         in_sizes: Sequence[int],
         biases: Sequence[torch.Tensor | None],
+        geometry: Sequence[tuple[int, int, int, int]],
     ) -> None:
         super().__init__()
         self.in_sizes = list(in_sizes)
+        self.geometry = [tuple(axis) for axis in geometry]
         self.parts = nn.ModuleDict({str(i): part for i, part in enumerate(parts) if part})
         self.constants: dict[str, str] = {}
         for i, bias in enumerate(biases):
@@ -95,9 +100,15 @@ class UnevenGroupedConv2d(nn.Module):
         """Convolve every group of channels by itself: (N, C, H, W) to (N, C', H', W')."""
         pieces = x.split(self.in_sizes, 1)
         outputs = {key: part(pieces[int(key)]) for key, part in self.parts.items()}
-        like = next(iter(outputs.values())).narrow(1, 0, 1)
+        height, width = (
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, (kernel, stride, padding, dilation) in zip(
+                (x.shape[2], x.shape[3]), self.geometry, strict=True
+            )
+        )
         for key, name in self.constants.items():
-            outputs[key] = torch.zeros_like(like) + getattr(self, name).view(1, -1, 1, 1)
+            constant = getattr(self, name).view(1, -1, 1, 1)
+            outputs[key] = constant.expand(x.shape[0], -1, height, width)
         return torch.cat([outputs[key] for key in sorted(outputs, key=int)], 1)
 
     def ordered_parts(self) -> list[nn.Module | torch.Tensor]:

@@ -95,7 +95,7 @@ def calibrate(
 
         module = modules[layer.name]
         assert isinstance(module, nn.Module)
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(memory_format=torch.channels_last)
         hooks.append(module.register_forward_pre_hook(note))
     norms = [m for m in modules.values() if isinstance(m, BatchNorm)] if reestimate else []
     try:

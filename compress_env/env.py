@@ -44,8 +44,11 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
 
     | `step_mode` | shape | entries |
     |---|---|---|
-    | `"network"` | `(groups + 2 * layers,)` | one per coupling group: negative prunes; then for every layer its weight bits and its activation bits |
-    | `"layer"` | `(3,)` | share to keep of the groups that this layer is the first to make; its weight bits; its activation bits |
+    | `"network"` | `(groups + 2 * layers,)` | one per coupling group; then two per layer |
+    | `"layer"` | `(3,)` | channels, weight bits and activation bits of one layer |
+
+    The two per layer are its weight bits and the bits of its input, layer by layer. In `"layer"`
+    mode the number for channels holds for the groups that this layer is the first to make.
 
     A number for bits moves the layer away from its uniform bits, up or down by as many as reach
     every allowed width, and is rounded. A number for channels keeps `1 + min(number, 0)` of them,
@@ -330,4 +333,3 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             "size_bits": cost.size_bits,
             "target_met": bool(self.decoder.target_met(self._choice)),
         }
-

@@ -19,10 +19,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import fx, nn
 
-from compress_env.channel_flow import ChannelFlow, follow_channels, symbolic_trace
+from compress_env.channel_flow import ChannelFlow, follow_channels
+from compress_env.channel_modules import SelectChannels
+from compress_env.tracing import symbolic_trace
 
 FROZEN = -1
-"""Group index of the atoms that are never removed (inputs, outputs, unknown operations)."""
+"""Group index of the atoms that are never removed: inputs, outputs, what unknown operations read,
+and one channel of every layer that could else be left without any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +249,13 @@ def _build(
                 out_atoms=out_atoms,
             )
         )
-    groups, atom_group = _groups(makers, frozen, [layer.name for layer in layers])
+    needed = [atoms for layer in layers for atoms in (layer.in_atoms, layer.out_atoms)]
+    for name, ids in flow.channels.items():
+        chosen = module.get_submodule(name)
+        picked = chosen.index.cpu().numpy() if isinstance(chosen, SelectChannels) else slice(None)
+        needed.append(atom_of_id[ids][picked])
+    members = _pin_last_channels(_members(makers, frozen), needed, frozen)
+    groups, atom_group = _groups(members, len(makers), [layer.name for layer in layers])
     stars = [(group.layers[0], other) for group in groups for other in group.layers[1:]]
     coupling = sorted({*stars, *((b, a) for a, b in stars)})
     in_channels = {name: atom_of_id[ids] for name, ids in flow.channels.items()}
@@ -283,22 +292,59 @@ def _atoms(flow: ChannelFlow) -> tuple[np.ndarray, np.ndarray]:
     return atom_of_id, frozen
 
 
-def _groups(
-    makers: list[list[int]], frozen: np.ndarray, layer_names: list[str]
-) -> tuple[tuple[CouplingGroup, ...], np.ndarray]:
-    """Gather the atoms that the same layers make."""
+def _members(makers: list[list[int]], frozen: np.ndarray) -> dict[tuple[int, ...], list[int]]:
+    """Atoms that can go, by the layers that make them."""
     members: dict[tuple[int, ...], list[int]] = {}
     for atom, layers in enumerate(makers):
         if layers and not frozen[atom]:
             members.setdefault(tuple(sorted(layers)), []).append(atom)
-    members = {layers: atoms for layers, atoms in members.items() if len(atoms) > 1}
-    atom_group = np.full(len(makers), FROZEN, dtype=np.int64)
+    return members
+
+
+def _pin_last_channels(
+    members: dict[tuple[int, ...], list[int]], needed: list[np.ndarray], frozen: np.ndarray
+) -> dict[tuple[int, ...], list[int]]:
+    """Keep one atom of every set that could else lose all, though its groups keep one each.
+
+    That happens where a split takes a part of several groups. An atom that is alone in its group
+    stays as well.
+
+    Args:
+        members: atoms by group.
+        needed: sets of atoms of which one must stay, such as the inputs of a layer.
+        frozen: bool (atoms,), those that stay anyway.
+
+    Returns:
+        The groups of two and more atoms that are left.
+    """
+    group_of = np.full(frozen.size, FROZEN, dtype=np.int64)
+    for index, atoms in enumerate(members.values()):
+        group_of[atoms] = index
+    sizes = np.array([len(atoms) for atoms in members.values()], dtype=np.int64)
+    stays = group_of == FROZEN
+    stays |= np.append(sizes, 0)[group_of] == 1
+    for atoms in needed:
+        if not atoms.size or stays[atoms].any():
+            continue
+        groups, counts = np.unique(group_of[np.unique(atoms)], return_counts=True)
+        if not np.any(counts == sizes[groups]):
+            stays[atoms[0]] = True
+            sizes[group_of[atoms[0]]] -= 1
+    left = {layers: [a for a in atoms if not stays[a]] for layers, atoms in members.items()}
+    return {layers: atoms for layers, atoms in left.items() if len(atoms) > 1}
+
+
+def _groups(
+    members: dict[tuple[int, ...], list[int]], atoms_in_all: int, layer_names: list[str]
+) -> tuple[tuple[CouplingGroup, ...], np.ndarray]:
+    """Name the groups, in the order of the data flow."""
+    atom_group = np.full(atoms_in_all, FROZEN, dtype=np.int64)
     groups: list[CouplingGroup] = []
     taken: dict[str, int] = {}
-    for layers, atoms in sorted(members.items(), key=lambda item: item[1][0]):
-        first = layer_names[layers[0]]
+    for makers_of, atoms in sorted(members.items(), key=lambda item: item[1][0]):
+        first = layer_names[makers_of[0]]
         taken[first] = taken.get(first, 0) + 1
         name = first if taken[first] == 1 else f"{first}#{taken[first]}"
         atom_group[atoms] = len(groups)
-        groups.append(CouplingGroup(name, len(atoms), layers))
+        groups.append(CouplingGroup(name, len(atoms), makers_of))
     return tuple(groups), atom_group

@@ -140,7 +140,7 @@ class CompressionPlan:
             ValueError: not a plan, or a plan for another network; names the first difference.
         """
         if not isinstance(data, dict) or data.get("format") != 1:
-            raise ValueError("plan: not a compression plan (its \"format\" must be 1)")
+            raise ValueError('plan: not a compression plan (its "format" must be 1)')
         if network is not None and data.get("network") not in ("", network):
             raise ValueError(f"plan: it is for network '{data.get('network')}', not '{network}'")
         try:

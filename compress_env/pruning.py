@@ -7,6 +7,7 @@ result equals the dense network whose readers see zeros in the removed channels.
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import fx, nn
 
 from compress_env.channel_modules import PadChannels, SelectChannels, UnevenGroupedConv2d
 from compress_env.layer_graph import Layer, LayerGraph
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def prune(graph: LayerGraph, kept_atoms: np.ndarray) -> fx.GraphModule:
@@ -131,7 +134,19 @@ def _smaller_grouped(
             biases.append(dense.weight.new_zeros(len(own)))
         else:
             biases.append(_parameter(dense.bias[own], dense.bias))
-    return UnevenGroupedConv2d(parts, in_sizes[kept].tolist(), biases)
+    return UnevenGroupedConv2d(parts, in_sizes[kept].tolist(), biases, _geometry(dense))
+
+
+def _geometry(conv: nn.Conv2d) -> list[tuple[int, int, int, int]]:
+    """Kernel, stride, padding and dilation along both axes."""
+    axes = []
+    for axis in (0, 1):
+        kernel, dilation = conv.kernel_size[axis], conv.dilation[axis]
+        padding = conv.padding[axis] if isinstance(conv.padding, tuple) else 0
+        if conv.padding == "same":
+            kernel = 1  # the size stays
+        axes.append((kernel, conv.stride[axis], padding, dilation))
+    return axes
 
 
 def _smaller_module(dense: nn.Module, kept: np.ndarray) -> nn.Module:
@@ -152,14 +167,13 @@ def _smaller_module(dense: nn.Module, kept: np.ndarray) -> nn.Module:
     for name, buffer in dense._buffers.items():
         if buffer is not None:
             module._buffers[name] = buffer[indices].clone() if buffer.dim() else buffer.clone()
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        module.num_features = int(kept.sum())
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = int(kept.sum())
+    if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.PReLU)):
+        size = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
+        setattr(module, size, int(kept.sum()))
     return module
 
 
-def _shallow(module: nn.Module) -> nn.Module:
+def _shallow(module: Module) -> Module:
     """A copy whose parameters and buffers can be replaced without touching the original's."""
     twin = copy.copy(module)
     for attribute in ("_parameters", "_buffers", "_modules"):

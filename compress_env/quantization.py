@@ -11,6 +11,8 @@ non-negative (after a ReLU), else those of the weights. Scales minimise the squa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -131,6 +133,8 @@ class QuantizedLayer(nn.Module):
         input_nonnegative: whether the input's codes start at zero.
         factor: what a folded BatchNorm multiplies every output channel by, float (out,).
         offset: what it adds, float (out,).
+        weight_scales: for weights that are codes already, their scales: (out,) for every
+            convolution or linear layer of `layer`, in order. Empty: they are chosen here.
     """
 
     input_scale: torch.Tensor
@@ -146,6 +150,7 @@ class QuantizedLayer(nn.Module):
         input_nonnegative: bool,
         factor: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
+        weight_scales: Sequence[torch.Tensor] = (),
     ) -> None:
         super().__init__()
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
@@ -154,9 +159,11 @@ class QuantizedLayer(nn.Module):
             self.high = highest_level(activation_bits, signed=not input_nonnegative)
             self.low = 0 if input_nonnegative else -self.high
         scales, biases = [], []
+        known = iter(weight_scales)
         with torch.no_grad():
             for part in layer_parts(layer):
-                scale, bias = _integer_part(part, weight_bits)
+                given = next(known, None) if isinstance(part, nn.Module) else None
+                scale, bias = _integer_part(part, weight_bits, given)
                 scales.append(scale)
                 biases.append(bias)
         scale, bias = torch.cat(scales), torch.cat(biases)
@@ -166,7 +173,7 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("input_scale", input_scale.to(scale).clone())
         self.register_buffer("weight_scale", scale)
         self.register_buffer("bias", bias)
-        self.double = self.high * self._largest_sum() > _EXACT_IN_FLOAT32
+        self.needs_double = self.high * self._largest_sum() > _EXACT_IN_FLOAT32
 
     def _largest_sum(self) -> float:
         """The largest sum of absolute weight codes of an output channel."""
@@ -183,10 +190,7 @@ class QuantizedLayer(nn.Module):
         if self.high:
             x = quantize(x, self.input_scale, self.low, self.high)
             scale = scale * self.input_scale
-        if self.double:
-            y = self.layer.double()(x.double()).float()
-        else:
-            y = self.layer(x)
+        y = self.layer.double()(x.double()).float() if self.needs_double else self.layer(x)
         shape = (1, -1, 1, 1) if isinstance(self.layer, CONVOLUTIONS) else (-1,)
         result: torch.Tensor = y * scale.view(shape) + self.bias.view(shape)
         return result
@@ -202,16 +206,21 @@ def layer_parts(layer: nn.Module) -> list[nn.Module | torch.Tensor]:
 
 
 def _integer_part(
-    part: nn.Module | torch.Tensor, bits: int
+    part: nn.Module | torch.Tensor, bits: int, given: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn a part's weights into codes and take its bias away: (scales, biases), (out,) each."""
+    """Turn a part's weights into codes and take its bias away: (scales, biases), (out,) each.
+
+    Weights whose scale is given are codes already.
+    """
     if isinstance(part, torch.Tensor):  # constant outputs of a group without inputs
         bias = part.detach().clone()
         part.zero_()
         return torch.ones_like(bias), bias
     assert isinstance(part, (nn.Conv2d, nn.Linear))
     scale = torch.ones(part.weight.shape[0]).to(part.weight)
-    if bits < FLOAT_BITS:
+    if given is not None:
+        scale = given.detach().clone()
+    elif bits < FLOAT_BITS:
         codes, scale = quantize_weights(part.weight, bits)
         part.weight.copy_(codes)
     bias = torch.zeros_like(scale) if part.bias is None else part.bias.detach().clone()

@@ -11,7 +11,7 @@ ENTRY_POINT = "compress_env.env:JointPruneQuantEnv"
 
 
 def environment_id(network: str) -> str:
-    """The id of a network of `compress_env.networks.NETWORKS`, such as JointPruneQuant-ResNet20-v0."""
+    """The id of a network of `NETWORKS`, such as JointPruneQuant-ResNet20-v0."""
     return f"JointPruneQuant-{NETWORKS[network].title}-v0"
 
 

@@ -35,9 +35,10 @@ def layer_table(graph: LayerGraph, costs: ComplexityModel, plan: CompressionPlan
             f"  {bops[index] / bops.sum():>7.1%}"
         )
     cost = costs.count(kept, plan.weight_bits, plan.activation_bits)
+    saved = 1 - cost.bops / costs.dense.bops
     lines.append(
         f"MACs {cost.macs / 1e6:.2f} M, parameters {cost.params / 1e3:.1f} k, "
-        f"{cost.size_bits / 8 / 1024:.1f} KiB, BOPs reduction {1 - cost.bops / costs.dense.bops:.2%}"
+        f"{cost.size_bits / 8 / 1024:.1f} KiB, BOPs reduction {saved:.2%}"
     )
     return "\n".join(lines)
 

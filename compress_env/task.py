@@ -191,7 +191,9 @@ def _load_network(
 ) -> nn.Module:
     if isinstance(network, nn.Module):
         if weights is not None:
-            raise ValueError("weights: load them into the nn.Module first, or give a network's name")
+            raise ValueError(
+                "weights: load them into the nn.Module first, or give a network's name"
+            )
         return network
     built = build_network(network, splits.num_classes)
     if weights is None:

@@ -146,7 +146,7 @@ class FastEngine:
             parts = images.contiguous(memory_format=torch.channels_last).split(size)
             return images, parts  # the images are held so that their address stays theirs
 
-        _, batches = self._images.get(key, make)
+        batches: tuple[torch.Tensor, ...] = self._images.get(key, make)[1]
         return batches
 
     def _workers(self, threads: int) -> ThreadPoolExecutor:
@@ -176,7 +176,8 @@ class FastEngine:
             for node in step.dead:
                 del values[node]
         result = fx.node.map_arg(self.program.result, lambda node: values[node])
-        return result[0] if isinstance(result, (tuple, list)) else result
+        logits: torch.Tensor = result[0] if isinstance(result, (tuple, list)) else result
+        return logits
 
     # -- preparing ---------------------------------------------------------------------------
 
@@ -185,9 +186,7 @@ class FastEngine:
         kept = plan.kept_atoms(self.graph)
         pruned: _Pruned = self._networks.get(kept.tobytes(), lambda: self._prune(kept))
         self._fill_scales(pruned, plan)
-        layers = [
-            self._layer(index, plan, pruned, kept) for index in range(len(self.graph.layers))
-        ]
+        layers = [self._layer(index, plan, pruned, kept) for index in range(len(self.graph.layers))]
         return Prepared(layers, pruned.modules.__getitem__)
 
     def _prune(self, kept: np.ndarray) -> _Pruned:
@@ -248,7 +247,13 @@ class FastEngine:
                 inputs = [self.batch_size, module.in_channels, *self._input_sizes[index]]
                 return pack(module, codes, weight_scale, bias.detach().float(), shape, inputs)
         return QuantizedLayer(
-            copy.deepcopy(module), weight_bits, activation_bits, scale, layer.input_nonnegative, factor, offset
+            copy.deepcopy(module),
+            weight_bits,
+            activation_bits,
+            scale,
+            layer.input_nonnegative,
+            factor,
+            offset,
         )
 
 

@@ -114,9 +114,7 @@ class Program:
             return None
         return self.graph.layer_index.get(str(node.target))
 
-    def _fuse(
-        self, node: fx.Node, taken: set[fx.Node]
-    ) -> tuple[LayerStep, set[fx.Node]]:
+    def _fuse(self, node: fx.Node, taken: set[fx.Node]) -> tuple[LayerStep, set[fx.Node]]:
         inner: set[fx.Node] = set()
         norm = self.graph.folds.get(str(node.target))
         last = node
@@ -155,9 +153,7 @@ class Program:
         if other.meta.get("shapes") != result.meta.get("shapes"):
             return False
         # Its other readers must be done with it and must not hand on a view of it: layers.
-        layers_only = all(
-            user is node or self._layer_of(user) is not None for user in other.users
-        )
+        layers_only = all(user is node or self._layer_of(user) is not None for user in other.users)
         return node not in self._unfused and layers_only and self._owns_memory(other)
 
     def _owns_memory(self, node: fx.Node) -> bool:
@@ -191,9 +187,7 @@ class Program:
         ]
 
 
-def run_plain(
-    node: fx.Node, values: Mapping[fx.Node, Any], modules: Callable[[str], Any]
-) -> Any:
+def run_plain(node: fx.Node, values: Mapping[fx.Node, Any], modules: Callable[[str], Any]) -> Any:
     """Run a node that is no fused layer; `modules` gives a module or attribute by its name."""
     if node.op == "get_attr":
         return modules(str(node.target))

@@ -137,7 +137,7 @@ class LayerObservation:
     def _static_columns(self, fixed: np.ndarray) -> np.ndarray:
         layers, every = self.graph.layers, np.ones(self.graph.atom_group.size, dtype=bool)
         weights = [
-            np.asarray(self.graph.module.get_submodule(layer.name).weight.detach().cpu())
+            self.graph.module.get_parameter(f"{layer.name}.weight").detach().cpu().numpy()
             for layer in layers
         ]
         spread = np.array([max(float(weight.std()), 1e-6) for weight in weights])
