@@ -177,12 +177,14 @@ class QuantizedLayer(nn.Module):
 
     def _largest_sum(self) -> float:
         """The largest sum of absolute weight codes of an output channel."""
+        if self.weight_bits == FLOAT_BITS:
+            return 0.0
         sums = [
             part.weight.detach().abs().flatten(1).sum(1).max()
             for part in self.layer.modules()
             if isinstance(part, (nn.Conv2d, nn.Linear))
         ]
-        return float(torch.stack(sums).max()) if self.weight_bits < FLOAT_BITS else 0.0
+        return float(torch.stack(sums).max()) if sums else 0.0  # nothing but constants
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Quantize the input, apply the layer to the codes, scale."""
