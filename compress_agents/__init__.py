@@ -1,0 +1,1 @@
+"""Agents for the environments of `compress_env`: graph networks, searches, a command line."""

@@ -1,0 +1,219 @@
+"""The command line: ``compress-agents train | evaluate | baseline | train-network``.
+
+Only what ``--help`` needs is imported here; torch and the rest follow when a command runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from compress_agents.cli_options import build_config, takes_options
+from compress_agents.config import BaselineConfig, TrainingConfig
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="compress-agents",
+    help="Agents that compress neural networks: joint pruning and quantization.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+_INTERRUPTED = 130
+
+
+class _Refused(typer.Exit):
+    """What ends a command with exit status 2, its message being printed."""
+
+
+def _refuse(error: BaseException) -> _Refused:
+    # One line whatever the message: it is for people and for scripts that look for it.
+    _err.print(f"Error: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
+    return _Refused(2)
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """Errors of the user's are one line and exit status 2, not a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("COMPRESS_AGENTS_TRACEBACK"):
+            raise
+        raise _refuse(error) from None
+
+
+def _interrupted(resume: str) -> typer.Exit:
+    _err.print(f"\nInterrupted. Go on with: {resume}", markup=False, soft_wrap=True)
+    return typer.Exit(_INTERRUPTED)
+
+
+_RunDir = Annotated[
+    Path | None,
+    typer.Option("--run-dir", help="The run folder.", show_default="runs/<env-id>-seed<seed>"),
+]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
+
+
+@app.command("train")
+@takes_options(TrainingConfig)
+def train(options: dict[str, Any], run_dir: _RunDir = None, resume: _Resume = False) -> None:
+    """Train PPO with a graph network; keep the best plan, with a report, in a run folder."""
+
+    def prepare() -> Any:
+        config = build_config(TrainingConfig, options)
+        from compress_agents.training import Training  # noqa: PLC0415
+
+        return Training(config, None if run_dir is None else str(run_dir), resume)
+
+    _run(prepare)
+
+
+@app.command("baseline")
+@takes_options(BaselineConfig)
+def baseline(options: dict[str, Any], run_dir: _RunDir = None, resume: _Resume = False) -> None:
+    """Search without learning, for comparison; writes the same files as train."""
+
+    def prepare() -> Any:
+        config = build_config(BaselineConfig, options)
+        from compress_agents.baselines import Baseline  # noqa: PLC0415
+
+        return Baseline(config, None if run_dir is None else str(run_dir), resume)
+
+    _run(prepare)
+
+
+def _run(prepare: Callable[[], Any]) -> None:
+    """Prepare a search, run it behind a progress bar, show its report."""
+    from compress_agents.progress import search_progress  # noqa: PLC0415
+
+    where = ""
+    try:
+        with _user_errors():
+            search = prepare()
+        where = f"{search.config.command()} --run-dir {search.folder.path} --resume"
+        with search_progress(_out, search.config.budget) as show, _run_errors():
+            report = search.run(show)
+    except KeyboardInterrupt:
+        raise _interrupted(where or "the same command") from None
+    from compress_agents.reporting import report_table  # noqa: PLC0415
+
+    _out.print(report_table(report, f"Report of {search.folder.path}"))
+    _out.print(f"Files are in {search.folder.path}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _run_errors() -> Iterator[None]:
+    """During a search only a disk that fails, or a target never met, is the user's concern."""
+    from compress_agents.reporting import NoPlanError  # noqa: PLC0415
+
+    try:
+        yield
+    except (NoPlanError, OSError) as error:
+        raise _refuse(error) from None
+
+
+@app.command("evaluate")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run folder.", show_default=False)],
+    data_root: Annotated[
+        str | None,
+        typer.Option(help="Folder of the data set.", show_default="that of the run"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to run.", show_default="that of the run")
+    ] = None,
+) -> None:
+    """Rebuild the best plan's network and measure it again, on the test split too."""
+    with _user_errors():
+        from compress_agents.evaluation import evaluate_run  # noqa: PLC0415
+
+        measured, reported, problems = evaluate_run(run, data_root, device)
+    from compress_agents.reporting import report_table  # noqa: PLC0415
+
+    _out.print(report_table({**(reported or {}), **measured}, f"Plan of {run}"))
+    if reported is None:
+        _out.print("The run has no report.json yet to compare with.")
+    elif problems:
+        for problem in problems:
+            _err.print(f"Differs: {problem}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+    else:
+        _out.print("All figures equal those of report.json.")
+
+
+@app.command("train-network")
+def train_dense_network(
+    network: Annotated[str, typer.Option(help="Name, or 'module.path:factory'.")] = "resnet20",
+    dataset: Annotated[str, typer.Option(help="Name of the data set.")] = "digits",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The .safetensors file to write.", show_default="<network>-<dataset>.safetensors"
+        ),
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option(help="Folder of the data set.", show_default="none")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Side of the images.", show_default="that of the data set"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 40,
+    learning_rate: Annotated[
+        float, typer.Option(help="The highest one, for 128 images per step.")
+    ] = 0.1,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step.", show_default="by the data set's size")
+    ] = None,
+    momentum: Annotated[float, typer.Option(help="Nesterov's.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Of every parameter.")] = 5e-4,
+    schedule: Annotated[str, typer.Option(help="cosine or onecycle.")] = "onecycle",
+    label_smoothing: Annotated[float, typer.Option(help="From 0 to below 1.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of splits, weights and order.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    resume: _Resume = False,
+) -> None:
+    """Train a dense network, the one to be compressed afterwards."""
+    given = dict(locals())
+    del given["resume"], given["out"]
+    path = out or Path(f"{network.replace(':', '.')}-{dataset}.safetensors")
+    try:
+        with _user_errors():
+            from compress_env.network_training import (  # noqa: PLC0415
+                NetworkTraining,
+                train_network,
+            )
+
+            results = train_network(NetworkTraining(**given), path, resume)
+    except KeyboardInterrupt:
+        raise _interrupted("the same command and --resume") from None
+    _out.print(f"Written to {path}", markup=False, soft_wrap=True)
+    _out.print(
+        f"search accuracy {results['search_accuracy']:.2%}, "
+        f"test accuracy {results['test_accuracy']:.2%}, {results['wall_seconds']:.0f} s"
+    )
+
+
+def main() -> None:
+    """The console command."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

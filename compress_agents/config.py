@@ -1,0 +1,312 @@
+"""What a run is: the options of a search, shown by ``--help`` and kept in ``config.json``.
+
+Every option is defined once, here: its name, default, and the line that the command line shows.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+__all__ = [
+    "BaselineConfig",
+    "SearchConfig",
+    "TrainingConfig",
+    "from_json",
+    "option_name",
+    "parse_bits",
+    "to_json",
+]
+
+DEFAULT_EVALUATIONS = 400
+"""Evaluations of a search unless told otherwise: with the default task about a minute."""
+
+Config = TypeVar("Config", bound="SearchConfig")
+
+
+def _option(
+    default: Any,
+    text: str,
+    *,
+    shown: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+    movable: bool = False,
+) -> Any:
+    """A field with what the command line needs.
+
+    Args:
+        default: the default.
+        text: the help line.
+        shown: the default as the help shows it, where that is not ``str(default)``.
+        parse: from the word on the command line to the value, where the type does not say it.
+        movable: whether a run may be resumed with another value.
+    """
+    metadata = {"text": text, "shown": shown, "parse": parse, "movable": movable}
+    return field(default=default, metadata=metadata)
+
+
+def parse_bits(text: str) -> tuple[int, ...]:
+    """``"2,4,8"`` or ``"2-8"`` as numbers.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    bits: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.strip().partition("-")
+            bits.extend(range(int(first), int(last) + 1) if dash else [int(first)])
+    except ValueError:
+        bits = []
+    if not bits:
+        raise ValueError(
+            f"bits must be whole numbers such as 2,4,8 or a range as 2-8, not '{text}'"
+        )
+    return tuple(bits)
+
+
+def _parse_first_last_bits(text: str) -> int | None:
+    if text.strip().lower() == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"first_last_bits must be 'none', 2 to 8 or 32, not '{text}'") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What every search has: the task, as the environment takes it, and a seed.
+
+    ``None`` leaves an option to the environment id. Raises ``ValueError``, naming the option, where
+    a value is not allowed; the environment checks what concerns it.
+    """
+
+    command_name: ClassVar[str] = ""
+
+    env_id: str = _option("JointPruneQuant-ResNet20-v0", "Gymnasium id of the environment.")
+    network: str | None = _option(
+        None, "Network by name, or 'module.path:factory'.", shown="that of the environment"
+    )
+    dataset: str | None = _option(
+        None, "digits, cifar10, cifar100, imagefolder, imagenet.", shown="that of the environment"
+    )
+    data_root: str | None = _option(
+        None, "Folder of the data set.", shown="none, or the cache for cifar", movable=True
+    )
+    weights: str | None = _option(
+        None, "File of the dense weights.", shown="embedded or published ones"
+    )
+    target_reduction: float = _option(0.9636, "Share of the dense cost to remove, 0 to 1.")
+    metric: str = _option("bops", "What is reduced: bops, macs, params, size.")
+    bits: tuple[int, ...] = _option(
+        tuple(range(2, 9)), "Allowed bit-widths, 2,4,8 or 2-8; 32 prunes only.", shown="2-8",
+        parse=parse_bits,
+    )  # fmt: skip
+    importance: str = _option("l1", "Which channels stay, by name.")
+    reward: str = _option(
+        "accuracy_and_divergence",
+        "accuracy, agreement, divergence, accuracy_and_divergence.",
+    )
+    search_images: int = _option(1000, "Images that a plan is evaluated on, at most.")
+    calibration_images: int = _option(128, "Images for BatchNorm and activation ranges.")
+    first_last_bits: int | None = _option(
+        8, "Bits of first and last layer, or none: searched too.", shown="8",
+        parse=_parse_first_last_bits,
+    )  # fmt: skip
+    channel_multiple: int = _option(1, "Kept channels are rounded to a multiple of this.")
+    image_size: int | None = _option(
+        None, "Side of the images in pixels.", shown="that of the data set"
+    )
+    split_seed: int = _option(0, "Seed of the splits and of the choice of images.")
+    seed: int = _option(0, "Seed of the search.")
+    device: str = _option("cpu", "Where the networks run: cpu, cuda, ...", movable=True)
+
+    def __post_init__(self) -> None:
+        self._check("seed", self.seed >= 0, "at least 0")
+        self._check("split_seed", self.split_seed >= 0, "at least 0")
+
+    def _check(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {rule}, not {getattr(self, name)!r}")
+
+    def environment_arguments(self) -> dict[str, Any]:
+        """The keyword arguments for ``gymnasium.make``."""
+        given = {
+            name: getattr(self, name)
+            for name in ("network", "dataset", "data_root", "weights", "image_size")
+            if getattr(self, name) is not None
+        }
+        return {
+            **given,
+            "target_reduction": self.target_reduction,
+            "metric": self.metric,
+            "bits": list(self.bits),
+            "importance": self.importance,
+            "reward": self.reward,
+            "search_images": self.search_images,
+            "calibration_images": self.calibration_images,
+            "first_last_bits": self.first_last_bits,
+            "channel_multiple": self.channel_multiple,
+            "device": self.device,
+            "seed": self.split_seed,
+        }
+
+    @property
+    def budget(self) -> int:
+        """Steps of the environment that the search may take."""
+        return 0
+
+    def default_run_dir(self) -> str:
+        """Where the run is kept unless told otherwise."""
+        return f"runs/{_file_name(self.env_id)}-seed{self.seed}"
+
+    def command(self) -> str:
+        """The command line of this run; what has its default is left out."""
+        words = ["compress-agents", *self.command_name.split()]
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value == entry.default:
+                continue
+            name = option_name(entry)
+            if isinstance(value, bool):
+                words.append(f"--{'' if value else 'no-'}{name}")
+                continue
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+            if isinstance(value, str):
+                text = value
+            words.append(f"--{name} {shlex.quote(text)}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(SearchConfig):
+    """A training of PPO with a graph network.
+
+    The algorithm of the joint pruning-quantization paper takes E_max, R_solve, N_max, I_update and
+    K: here ``max_episodes``, ``solve_reward``, ``max_steps``, ``update_interval`` and
+    ``update_epochs``.
+    """
+
+    command_name: ClassVar[str] = "train"
+
+    step_mode: str = _option("network", "What a step decides: network or layer.")
+    max_steps: int = _option(10, "Steps of an episode in network mode.")
+    project: bool = _option(True, "Move every action onto the budget, so a step is an episode.")
+    agent: str = _option(
+        "graph", "graph: readout of a graph network. node: shared heads on its nodes."
+    )
+    total_timesteps: int = _option(
+        DEFAULT_EVALUATIONS, "Steps of the environment in all.", movable=True
+    )
+    max_episodes: int | None = _option(None, "Stop after this many.", shown="no", movable=True)
+    solve_reward: float | None = _option(
+        None, "Stop at the first episode that is paid this much.", shown="no", movable=True
+    )
+    update_interval: int = _option(25, "Steps of each environment between updates of the agent.")
+    update_epochs: int = _option(10, "Passes over the gathered steps per update.")
+    learning_rate: float = _option(1e-3, "Learning rate of Adam.")
+    action_std: float = _option(0.1, "Standard deviation of the first actions, 0 to 1.")
+    num_envs: int = _option(1, "Environments side by side, each in a process of its own.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("agent", self.agent in ("graph", "node"), "graph or node")
+        for name in ("total_timesteps", "update_epochs", "num_envs"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        # PPO normalises advantages over an update, which takes two.
+        self._check("update_interval", self.update_interval >= 2, "at least 2")
+        self._check("max_episodes", self.max_episodes is None or self.max_episodes >= 1, "from 1")
+        self._check("learning_rate", 0 < self.learning_rate < math.inf, "above 0")
+        self._check("action_std", 0 < self.action_std <= 1, "above 0 and at most 1")
+
+    def environment_arguments(self) -> dict[str, Any]:
+        """The keyword arguments for ``gymnasium.make``."""
+        return {
+            **super().environment_arguments(),
+            "step_mode": self.step_mode,
+            "max_steps": self.max_steps,
+            "project_to_budget": self.project,
+        }
+
+    @property
+    def budget(self) -> int:
+        """Steps of the environment that the search may take."""
+        return self.total_timesteps
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig(SearchConfig):
+    """A search without learning, for comparison, at the same number of evaluations.
+
+    Its episodes are single whole-network actions, projected onto the budget.
+    """
+
+    command_name: ClassVar[str] = "baseline"
+
+    method: str = _option(
+        "random",
+        "random: uniform actions. gaussian: normal actions around uniform bits. "
+        "uniform: uniform bits, one evaluation.",
+    )
+    evaluations: int = _option(
+        DEFAULT_EVALUATIONS, "Plans to evaluate (uniform: one).", movable=True
+    )
+    action_std: float = _option(0.1, "Standard deviation of the gaussian actions, 0 to 1.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(
+            "method",
+            self.method in ("random", "gaussian", "uniform"),
+            "random, gaussian or uniform",
+        )
+        self._check("evaluations", self.evaluations >= 1, "at least 1")
+        self._check("action_std", 0 < self.action_std <= 1, "above 0 and at most 1")
+
+    @property
+    def budget(self) -> int:
+        """Steps of the environment that the search may take."""
+        return 1 if self.method == "uniform" else self.evaluations
+
+    def default_run_dir(self) -> str:
+        """Where the run is kept unless told otherwise."""
+        return f"runs/{_file_name(self.env_id)}-{self.method}-seed{self.seed}"
+
+
+def option_name(entry: Field[Any]) -> str:
+    """The name of an option on the command line, without the dashes."""
+    return entry.name.replace("_", "-")
+
+
+def to_json(config: SearchConfig) -> dict[str, Any]:
+    """JSON-safe options, with the command they belong to."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    return {"command": config.command_name, **values}
+
+
+def from_json(data: Mapping[str, Any]) -> SearchConfig:
+    """The options of a ``config.json``.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    kinds = {kind.command_name: kind for kind in (TrainingConfig, BaselineConfig)}
+    values = dict(data)
+    kind = kinds.get(values.pop("command", ""))
+    if kind is None:
+        raise ValueError("it does not say which command it belongs to")
+    known = {entry.name for entry in fields(kind)}
+    strange = sorted(set(values) - known)
+    if strange:
+        raise ValueError(f"it holds the unknown option '{strange[0]}'")
+    if "bits" in values:
+        values["bits"] = tuple(values["bits"])
+    return kind(**values)
+
+
+def _file_name(env_id: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in env_id)
