@@ -170,7 +170,8 @@ def integer_kernels() -> IntegerKernels:
 
 def _probe(weight: int, value: int) -> bool:
     """Whether a convolution of constant codes gives the sum it should, in both fused forms."""
-    layer = nn.Conv2d(32, 16, 3, padding=1, bias=False)
+    # Weights are not made: that would draw from the global random state.
+    layer = nn.utils.skip_init(nn.Conv2d, 32, 16, 3, padding=1, bias=False)
     codes = torch.full((16, 32, 3, 3), weight, dtype=torch.int8)
     inputs = torch.full((2, 32, 6, 6), value, dtype=torch.uint8)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
