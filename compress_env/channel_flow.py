@@ -22,7 +22,14 @@ import torch
 from torch import fx, nn
 
 from compress_env.channel_modules import ChannelModule, PadChannels, SelectChannels
-from compress_env.channel_moves import Value, changed, flatten_positions, move, select_positions
+from compress_env.channel_moves import (
+    Value,
+    adds_ones,
+    changed,
+    flattens,
+    move,
+    select_positions,
+)
 from compress_env.operations import (
     ARITHMETIC,
     CHANNELWISE_FUNCTIONS,
@@ -37,7 +44,7 @@ from compress_env.operations import (
     REDUCTIONS,
     operation_name,
 )
-from compress_env.tracing import record_shapes, shapes_of, single_shape
+from compress_env.tracing import is_layer, record_shapes, shapes_of, single_shape
 
 
 @dataclass(eq=False)
@@ -155,6 +162,10 @@ class _Walk:
     def _inputs(self, node: fx.Node) -> list[Value]:
         return [self.values[source] for source in node.all_input_nodes if source in self.values]
 
+    def _constants(self, node: fx.Node) -> list[fx.Node]:
+        """Parameters, and numbers and tensors made from shapes, that a node reads."""
+        return [other for other in node.all_input_nodes if other not in self.values]
+
     def _fresh(self, count: int) -> np.ndarray:
         ids = np.arange(self.flow.ids, self.flow.ids + count)
         self.flow.ids += count
@@ -200,7 +211,7 @@ class _Walk:
         shape = shapes_of(node)
         if value.ids is None or not isinstance(shape, tuple) or len(shape) != len(value.shape):
             return self._unknown(node, [value])
-        if shape[value.dim] != len(value.ids):
+        if shape[value.dim] != len(value.ids) or any(map(_has_elements, self._constants(node))):
             return self._unknown(node, [value])
         name = operation_name(node, self.modules)
         nonnegative = value.nonnegative and name in KEEPS_SIGN
@@ -209,7 +220,7 @@ class _Walk:
     # -- operations --------------------------------------------------------------------------
 
     def _visit_module(self, node: fx.Node, module: nn.Module, value: Value) -> Value:
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and is_layer(module):
             return self._layer(node, module, value)
         if isinstance(module, MOVING_MODULES):
             return self._move(node, value)
@@ -286,11 +297,9 @@ class _Walk:
 
     def _arithmetic(self, node: fx.Node, inputs: list[Value]) -> Value:
         shape = single_shape(node)
-        constants = [
-            other for other in node.all_input_nodes if other not in self.values
-        ]  # parameters, and numbers made from shapes
+        constants = self._constants(node)
         if any(value.ids is None for value in inputs) or any(
-            _elements(other) > 1 or other.op not in ("get_attr",) for other in constants
+            _has_elements(other) or other.op != "get_attr" for other in constants
         ):
             return self._unknown(node, inputs)
         # Tensors that have as many channels as the result; the others are broadcast over them.
@@ -411,18 +420,28 @@ class _Walk:
         whole = np.array_equal(result.ids, start.ids)
         if before is not None and before.origin is None and whole and name in COUNT_FREE:
             return done
-        if flatten_positions(start, result):
-            with node.graph.inserting_before(node):
-                flatten = node.graph.call_function(torch.flatten, (origin, 1))
-            node.replace_all_uses_with(flatten)
-            self.values[flatten] = done
-            return done
+        if flattens(start, result) or (whole and adds_ones(start, result)):
+            return self._reshaped(node, origin, done)
         chosen = select_positions(start, result)
         if chosen is None:
             return self._unknown(node, [start])
         module_name = self._replace(node, "select_channels", SelectChannels(chosen), origin)
         self.flow.channels[module_name] = start.ids
         return done
+
+    def _reshaped(self, node: fx.Node, origin: fx.Node, value: Value) -> Value:
+        """Put a reshape in the place of an operation that names no number of channels."""
+        ones = (1,) * (len(value.shape) - 2)
+        with node.graph.inserting_before(node):
+            if ones:
+                batch = node.graph.call_method("size", (origin, 0))
+                twin = node.graph.call_function(torch.reshape, (origin, (batch, -1, *ones)))
+            else:
+                twin = node.graph.call_function(torch.flatten, (origin, 1))
+        twin.meta.update(node.meta)
+        node.replace_all_uses_with(twin)
+        self.values[twin] = value
+        return value
 
     def _replace(
         self, node: fx.Node, stem: str, module: ChannelModule, source: fx.Node | None = None
@@ -443,6 +462,7 @@ def _inputs_of(module: nn.Conv2d | nn.Linear) -> int:
     return module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
 
 
-def _elements(node: fx.Node) -> int:
+def _has_elements(node: fx.Node) -> bool:
+    """Whether a node gives a tensor with more than one element."""
     shape = shapes_of(node)
-    return int(np.prod(shape)) if isinstance(shape, tuple) else 1
+    return isinstance(shape, tuple) and int(np.prod(shape)) > 1

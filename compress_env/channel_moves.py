@@ -77,13 +77,23 @@ def all_positions(value: Value) -> torch.Tensor:
     return torch.arange(int(np.prod(value.shape))).view(value.shape)
 
 
-def flatten_positions(start: Value, result: Value) -> bool:
+def flattens(start: Value, result: Value) -> bool:
     """Whether a moved value is the origin with all dimensions but the first flattened."""
     size = int(np.prod(start.shape[1:]))
     if result.shape != (start.shape[0], size) or start.dim != 1 or len(start.shape) < 3:
         return False
     assert result.positions is not None
     return torch.equal(result.positions, all_positions(start).flatten(1))
+
+
+def adds_ones(start: Value, result: Value) -> bool:
+    """Whether vectors are only given a height and width of one, as for squeeze-and-excitation."""
+    ones = (1,) * (len(result.shape) - 2)
+    return (
+        start.dim == result.dim == 1
+        and len(start.shape) == 2 < len(result.shape)
+        and result.shape == (*start.shape, *ones)
+    )
 
 
 def select_positions(start: Value, result: Value) -> np.ndarray | None:

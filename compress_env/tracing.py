@@ -12,9 +12,24 @@ from torch import fx, nn
 from compress_env.channel_modules import ChannelModule
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a Conv2d or Linear that does with its weights what these do.
+
+    A subclass that computes otherwise (say, with standardized weights), or whose weights are
+    computed from other parameters, cannot be cut like one.
+    """
+    kind: Any = type(module)
+    if not isinstance(getattr(module, "weight", None), nn.Parameter):
+        return False
+    if isinstance(module, nn.Conv2d):
+        own = (kind.forward, kind._conv_forward)
+        return own == (nn.Conv2d.forward, nn.Conv2d._conv_forward)
+    return isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, (nn.Conv2d, nn.Linear, ChannelModule)):
+        if is_layer(m) or isinstance(m, ChannelModule):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
