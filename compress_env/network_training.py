@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from .data import ImageSet, Splits, load_splits, normalize
@@ -228,7 +228,7 @@ class _Run:
                 logits = self.network(inputs)
                 loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             total += loss.detach()

@@ -173,6 +173,10 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("input_scale", input_scale.to(scale).clone())
         self.register_buffer("weight_scale", scale)
         self.register_buffer("bias", bias)
+        self.choose_precision()
+
+    def choose_precision(self) -> None:
+        """Find out in which precision sums of codes are exact; anew after codes were loaded."""
         self.needs_double = self.high * self._largest_sum() > _EXACT_IN_FLOAT32
 
     def _largest_sum(self) -> float:

@@ -18,14 +18,18 @@ import torch
 from torch import nn
 
 from compress_env.complexity import Complexity, ComplexityModel, reduction
-from compress_env.data import Splits, load_splits, normalize
+from compress_env.data import ImageSet, Splits, load_splits, normalize
+from compress_env.datasets.image_sets import stratified_order
 from compress_env.evaluation import Engine, Evaluation, Evaluator, FastEngine, ReferenceEngine
+from compress_env.evaluation.finetuned import FinetunedEngine
+from compress_env.finetune_options import FinetuneOptions
 from compress_env.importance import IMPORTANCES, Importance, rank_channels
 from compress_env.layer_graph import LayerGraph, trace
 from compress_env.network_training import ensure_digits_weights
 from compress_env.networks import NETWORKS, build_network
 from compress_env.networks.weights import default_weights, load_weights
 from compress_env.plan import CompressionPlan
+from compress_env.quantized_training import TrainingImages
 
 EngineFactory = Callable[[LayerGraph, torch.Tensor], Engine]
 """`(layer graph, calibration images) -> engine`."""
@@ -64,6 +68,8 @@ class CompressionTask:
         device: where the networks run: `"cpu"`, `"cuda"`, ...
         seed: of the splits and of the choice of images.
         engine: name of an engine of `ENGINES`, or a factory.
+        finetune_steps: steps of training that a plan's network gets before it is evaluated, by
+            `compress_env.evaluation.finetuned`; where there are any, `engine` is not used.
 
     Raises:
         ValueError: an argument is not allowed; the message names it.
@@ -83,10 +89,12 @@ class CompressionTask:
         device: str = "cpu",
         seed: int = 0,
         engine: str | EngineFactory = "fast",
+        finetune_steps: int = 0,
     ) -> None:
         _check_count("search_images", search_images)
         _check_count("calibration_images", calibration_images)
         _check_count("seed", seed, least=0)
+        _check_count("finetune_steps", finetune_steps, least=0)
         if isinstance(importance, str) and importance not in IMPORTANCES:
             raise ValueError(
                 f"importance must be one of {', '.join(IMPORTANCES)}, not '{importance}'"
@@ -108,10 +116,12 @@ class CompressionTask:
         searched = search.take(search_images, seed)
         rest = len(search) - len(searched)
         if rest >= calibration_images:
-            both = search.take(len(searched) + calibration_images, seed)
+            self._taken = len(searched) + calibration_images
+            both = search.take(self._taken, seed)
             calibration = both.select(np.arange(len(searched), len(both)))
             searched = both.select(np.arange(len(searched)))
         else:
+            self._taken = len(searched)
             calibration = self.splits.train.take(calibration_images, seed)
         self.search = self._labelled(searched.images, searched.labels)
         self.calibration = self._labelled(calibration.images, calibration.labels)
@@ -123,13 +133,26 @@ class CompressionTask:
             self.graph, self.calibration.images, self.calibration.labels.to(self.device)
         )
         self.ranks = rank_channels(self.graph, self.importance)
-        self.engine = self._engine_factory(self.graph, self.calibration.images)
+        self.engine = self._engine(finetune_steps)
         self.evaluator = Evaluator(self.engine, self.search.images, self.search.labels)
+
+    def _engine(self, finetune_steps: int) -> Engine:
+        if finetune_steps == 0:
+            return self._engine_factory(self.graph, self.calibration.images)
+        options = FinetuneOptions(steps=finetune_steps, seed=self.seed)
+        images = TrainingImages(self.splits, self.spare, self.device)
+        return FinetunedEngine(self.graph, self.calibration.images, images, options)
 
     def _labelled(self, images: np.ndarray, labels: np.ndarray) -> LabelledImages:
         return LabelledImages(
             normalize(images, self.splits).to(self.device), torch.from_numpy(labels.copy())
         )
+
+    @cached_property
+    def spare(self) -> ImageSet:
+        """What neither search nor calibration takes of the search split; may be empty."""
+        order = stratified_order(self.splits.search.labels, self.seed)
+        return self.splits.search.select(order[self._taken :])
 
     @cached_property
     def dense_plan(self) -> CompressionPlan:

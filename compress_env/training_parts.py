@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress_env.data import ImageSet
+from compress_env.datasets.image_sets import ImageSet
 
 # What is larger stays on disk, and only batches of it go to the device.
 _RESIDENT_BYTES = 4 * 2**30
@@ -93,6 +93,6 @@ def check_same(path: Path, stored: Mapping[str, Any], identity: Mapping[str, Any
     for name, value in identity.items():
         if stored.get(name) != value:
             raise ValueError(
-                f"out_path: {path} belongs to another training: {name} is {stored.get(name)!r} "
+                f"resume: {path} belongs to another training: {name} is {stored.get(name)!r} "
                 f"there and {value!r} here"
             )

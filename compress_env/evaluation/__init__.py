@@ -2,6 +2,15 @@
 
 from compress_env.evaluation.evaluator import Engine, Evaluation, Evaluator
 from compress_env.evaluation.fast import FastEngine
+from compress_env.evaluation.networks import evaluate_network, run_network
 from compress_env.evaluation.reference import ReferenceEngine
 
-__all__ = ["Engine", "Evaluation", "Evaluator", "FastEngine", "ReferenceEngine"]
+__all__ = [
+    "Engine",
+    "Evaluation",
+    "Evaluator",
+    "FastEngine",
+    "ReferenceEngine",
+    "evaluate_network",
+    "run_network",
+]

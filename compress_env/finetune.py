@@ -1,0 +1,297 @@
+"""Fine-tuning in a folder: a plan's network is trained at its bits, and kept as one file.
+
+Beside the file lie the figures and the learning curve (`finetune.json`) and, while the training is
+on, the state from which it can go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from tqdm.auto import tqdm
+
+from compress_env.compressed_file import COMPRESSED_FILE, save_compressed
+from compress_env.compression import compress
+from compress_env.evaluation import Evaluation, evaluate_network, run_network
+from compress_env.finetune_options import FinetuneOptions
+from compress_env.networks.weights import read_metadata
+from compress_env.plan import CompressionPlan
+from compress_env.quantized_training import QuantizedTraining, TrainingImages, folded_copy
+from compress_env.task import CompressionTask
+from compress_env.training_parts import check_same, read_checkpoint, write_checkpoint
+
+__all__ = ["CHECKPOINT_FILE", "CURVE_FILE", "FinetuneOptions", "finetune"]
+
+CURVE_FILE = "finetune.json"
+"""Options, figures and curve of a fine-tuning."""
+
+CHECKPOINT_FILE = "finetune.checkpoint"
+"""State of an interrupted fine-tuning."""
+
+# Steps between two looks at the loss, each of which waits for the GPU.
+_WATCH_STEPS = 20
+
+
+def finetune(
+    task: CompressionTask,
+    plan: CompressionPlan,
+    options: FinetuneOptions,
+    out_folder: str | os.PathLike[str],
+    resume: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Train the network of a plan and write it into a folder.
+
+    It starts from the network that the plan means without training (`compress_env.compress`), and
+    ends as such a network again, on integer codes. It learns from the training split and from what
+    search and calibration leave of the search split, so that the search split stays a measure.
+
+    Args:
+        task: the dense network, its data and its device.
+        plan: a plan for it.
+        options: how to train.
+        out_folder: gets `compressed.safetensors`, which `compress_env.load_compressed` reads, and
+            `finetune.json`.
+        resume: go on from an interrupted training, or return the results of a finished one; start
+            where there is neither. On a CPU the result is to the bit that of an uninterrupted one.
+        metadata: more strings to keep in the file, such as the command.
+
+    Returns:
+        `search_accuracy_before`, `search_accuracy`, `test_accuracy_before`, `test_accuracy` (0 to
+        1; the test split is looked at once, at the end), `dense_search_accuracy`, `train_loss`,
+        `train_accuracy` (since the last look at the search split), `steps`, `epochs`,
+        `images_per_second`, `wall_seconds`, `reduction` in BOPs, and `stopped`: empty, or why it
+        ended early. It then holds the best network so far.
+
+    Raises:
+        ValueError: the plan is for another network, or there is the state of another training, or
+            of an interrupted one although `resume` is not set.
+    """
+    plan = CompressionPlan.from_json(plan.to_json(), task.graph)
+    folder = Path(out_folder)
+    out, checkpoint = folder / COMPRESSED_FILE, folder / CHECKPOINT_FILE
+    identity = _identity(task, plan, options)
+    if resume and out.is_file() and not checkpoint.is_file():
+        return _finished_results(out, identity)
+    state = read_checkpoint(checkpoint, identity, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(task, plan, options, identity)
+    if state is not None:
+        run.load_state_dict(state)
+    network = run.train(checkpoint)
+    results = run.results(network)
+    known = {
+        "dataset": task.splits.name,
+        "mean": json.dumps(task.splits.mean),
+        "std": json.dumps(task.splits.std),
+        "options": json.dumps(identity),
+        "results": json.dumps(results),
+    }
+    record = {"options": identity, "results": results, "curve": run.curve}
+    partial = folder / f"{CURVE_FILE}.partial"
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(partial, folder / CURVE_FILE)
+    save_compressed(
+        network,
+        out,
+        plan,
+        num_classes=task.splits.num_classes,
+        input_shape=task.graph.input_shape,
+        metadata={**(metadata or {}), **known},
+    )
+    checkpoint.unlink(missing_ok=True)
+    return results
+
+
+class _Run:
+    """One fine-tuning: what it needs, and what it has reached."""
+
+    def __init__(
+        self,
+        task: CompressionTask,
+        plan: CompressionPlan,
+        options: FinetuneOptions,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.task, self.plan, self.options, self.identity = task, plan, options, identity
+        images = TrainingImages(task.splits, task.spare, task.device)
+        self.batch_size = sum(images.sizes(options))
+        self.training = QuantizedTraining(
+            task.graph,
+            plan,
+            task.calibration.images,
+            folded_copy(task.graph),
+            images,
+            options,
+        )
+        self.curve: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {"accuracy": -1.0}
+        self.stopped = ""
+        self.seconds = self.first_loss = self.training_seconds = 0.0
+        self._since: list[tuple[Tensor, Tensor]] = []  # losses and shares right since the last look
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides how the training goes on."""
+        return {
+            "options": dict(self.identity),
+            "training": self.training.state_dict(),
+            "curve": self.curve,
+            "best": self.best,
+            "seconds": self.seconds,
+            "training_seconds": self.training_seconds,
+            "first_loss": self.first_loss,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to where `state_dict` was called."""
+        self.training.load_state_dict(state["training"])
+        self.curve, self.best = list(state["curve"]), dict(state["best"])
+        self.seconds, self.first_loss = state["seconds"], state["first_loss"]
+        self.training_seconds = state["training_seconds"]
+
+    def train(self, checkpoint: Path) -> fx.GraphModule:
+        """The steps that are left; the network that they lead to."""
+        training = self.training
+        if not self.curve:
+            self._look(time.perf_counter())
+        with tqdm(
+            total=training.total_steps,
+            initial=training.steps,
+            desc=f"Fine-tuning {self.plan.network}",
+            unit="step",
+        ) as bar:
+            self._show(bar)
+            started = time.perf_counter()
+            while training.steps < training.total_steps and not self.stopped:
+                self._since.append(training.step())
+                bar.update()
+                looking = self._is_time_to_look()
+                if looking or training.steps % _WATCH_STEPS == 0:
+                    self._watch()
+                if looking and not self.stopped:
+                    self._look(started)
+                    self._show(bar)
+                    write_checkpoint(checkpoint, self.state_dict())
+                    started = time.perf_counter()
+        network = training.finished()
+        if self.stopped:
+            warnings.warn(self.stopped, RuntimeWarning, stacklevel=3)
+            network.load_state_dict(self.best["network"])
+        return network
+
+    def results(self, network: nn.Module) -> dict[str, Any]:
+        """The figures, with the look at the test split."""
+        task, training = self.task, self.training
+        test = task.splits.test
+        before = compress(task.graph, self.plan, task.calibration.images)
+        reached = self.best["accuracy"] if self.stopped else self.curve[-1]["search_accuracy"]
+        speed = training.steps * self.batch_size / max(self.training_seconds, 1e-9)
+        return {
+            "search_accuracy_before": self.curve[0]["search_accuracy"],
+            "search_accuracy": reached,
+            "dense_search_accuracy": self._search_accuracy(training.teacher),
+            "test_accuracy_before": evaluate_network(before, test, task.splits).accuracy,
+            "test_accuracy": evaluate_network(network, test, task.splits).accuracy,
+            "train_loss": self.curve[-1]["train_loss"],
+            "train_accuracy": self.curve[-1]["train_accuracy"],
+            "steps": self.best["step"] if self.stopped else training.steps,
+            "epochs": training.steps / training.steps_per_epoch,
+            "images_per_second": speed,
+            "wall_seconds": self.seconds,
+            "reduction": task.reduction(self.plan),
+            "stopped": self.stopped,
+        }
+
+    def _is_time_to_look(self) -> bool:
+        training = self.training
+        return (
+            training.steps == training.total_steps
+            or training.steps % self.options.checkpoint_steps == 0
+            or training.steps % training.steps_per_epoch == 0
+        )
+
+    def _watch(self) -> None:
+        """Stop where the loss is no number or has grown out of all proportion."""
+        recent = [loss for loss, _ in self._since[-_WATCH_STEPS:]]
+        loss = float(torch.stack(recent).mean()) if recent else 0.0
+        if self.first_loss == 0.0 and math.isfinite(loss):
+            self.first_loss = loss
+        limit = 2 * max(self.first_loss, math.log(self.task.splits.num_classes))
+        if not loss <= limit:
+            self.stopped = (
+                f"learning_rate {self.options.learning_rate} is too high: the loss was {loss:.3g} "
+                f"at step {self.training.steps}. The network of step {self.best['step']} is kept"
+            )
+
+    def _look(self, started: float) -> None:
+        """Note where the training stands, and remember the network if it is the best one."""
+        means: list[float | None] = [None, None]
+        if self._since:
+            means = [float(torch.stack(column).mean()) for column in zip(*self._since, strict=True)]
+            self.training_seconds += time.perf_counter() - started
+        network = self.training.finished()
+        accuracy = self._search_accuracy(network)
+        self.seconds += time.perf_counter() - started
+        steps = self.training.steps
+        if accuracy >= self.best["accuracy"]:
+            state = network.state_dict()
+            self.best = {"accuracy": accuracy, "step": steps, "network": state}
+        self.curve.append(
+            {
+                "step": steps,
+                "train_loss": means[0],
+                "train_accuracy": means[1],
+                "search_accuracy": accuracy,
+                "wall_seconds": self.seconds,
+            }
+        )
+        self._since.clear()
+
+    def _show(self, bar: Any) -> None:
+        last = self.curve[-1]
+        known = {"accuracy": f"{last['search_accuracy']:.2%}"}
+        if last["train_loss"] is not None:
+            known["loss"] = f"{last['train_loss']:.3f}"
+        bar.set_postfix(known)
+
+    def _search_accuracy(self, network: nn.Module) -> float:
+        search = self.task.search
+        return Evaluation(run_network(network, search.images), search.labels).accuracy
+
+
+def _identity(
+    task: CompressionTask, plan: CompressionPlan, options: FinetuneOptions
+) -> dict[str, Any]:
+    """What an interrupted training and the one that goes on with it have in common."""
+    weights = hashlib.sha256()
+    for value in task.network.state_dict().values():
+        weights.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return {
+        **asdict(options),
+        "network": task.network_name,
+        "weights": weights.hexdigest()[:12],
+        "plan": hashlib.sha256(plan.key()).hexdigest()[:12],
+        "dataset": task.splits.name,
+        "train_images": len(task.splits.train),
+        "spare_images": len(task.spare),
+        "task_seed": task.seed,
+    }
+
+
+def _finished_results(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = read_metadata(path)
+    if "options" not in metadata or "results" not in metadata:
+        raise ValueError(f"out_folder: {path} exists and does not come from a fine-tuning")
+    check_same(path, json.loads(metadata["options"]), identity)
+    return dict(json.loads(metadata["results"]))
