@@ -1,0 +1,28 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that `benchmarks` can be imported from anywhere
+
+from compress_env.task import CompressionTask  # noqa: E402
+
+# The suite is meant for two cores; more threads only get in each other's way on small networks.
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+# The same examples at every run: a failure here is a failure everywhere.
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session")
+def digits_task() -> CompressionTask:
+    """ResNet-20 on the digits, as the environments have it by default. Not to be changed."""
+    return CompressionTask()
