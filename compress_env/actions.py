@@ -3,8 +3,9 @@
 Zero stands for the plan a person would try first, the *base plan*: uniform bits that meet the
 target with nothing pruned or, where bits cannot do that, a uniform share of kept channels. An
 entry for bits moves a layer away from its base bits, over a range that is equal on both sides and
-reaches every allowed width. An entry for a coupling group prunes where it is negative, -1 leaving
-the fewest channels; where it is positive, everything stays.
+reaches every allowed width. An entry for a coupling group prunes where it is negative, by its
+square, so that a small number goes with few channels and -1 leaves the fewest; where it is
+positive, everything stays.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class ActionDecoder:
             Counts and bits.
         """
         groups = len(self.sizes)
-        share = 1.0 + np.minimum(action[:groups], 0.0)
+        share = _kept_share(action[:groups])
         wanted = np.asarray(before.counts, dtype=float) * share
         bits = self.base.bits + action[groups:].reshape(-1, 2) * self.span
         counts = self._round_counts(wanted)
@@ -141,7 +142,7 @@ class ActionDecoder:
         """
         own = [g for g, group in enumerate(self.graph.groups) if group.layers[0] == index]
         counts, bits = so_far.counts.copy(), so_far.bits.copy()
-        share = 1.0 + min(float(action[0]), 0.0)
+        share = float(_kept_share(action[0]))
         wanted = self._round_counts(self.base.counts * share)
         counts[own] = wanted[own]
         bits[index] = self._round_bits(self.base.bits + action[1:] * self.span)[index]
@@ -293,6 +294,12 @@ class ActionDecoder:
                 break
             base = filled
         return base
+
+
+def _kept_share(numbers: np.ndarray) -> np.ndarray:
+    """Share of the channels that action entries keep, 0 to 1."""
+    share: np.ndarray = 1.0 - np.square(np.minimum(numbers, 0.0))
+    return share
 
 
 def check_arguments(
