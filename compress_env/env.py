@@ -51,7 +51,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
     mode the number for channels holds for the groups that this layer is the first to make.
 
     A number for bits moves the layer away from its uniform bits, up or down by as many as reach
-    every allowed width, and is rounded. A number for channels keeps `1 + min(number, 0)` of them,
+    every allowed width, and is rounded. A number for channels keeps `1 - min(number, 0)**2` of them,
     at least one.
 
     ## Observation space
@@ -115,6 +115,8 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         device: where the networks run.
         seed: of the splits and the choice of images.
         engine: `"fast"`, `"reference"` (slow, the definition), or a factory.
+        finetune_steps: steps of training a plan's network gets before it is evaluated; with any,
+            an evaluation takes seconds to minutes, and `engine` is not used.
         render_mode: `"ansi"` (a table of layers) or `"rgb_array"` (kept channels and bits drawn).
 
     Raises:
@@ -151,6 +153,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         device: str = "cpu",
         seed: int = 0,
         engine: str | EngineFactory = "fast",
+        finetune_steps: int = 0,
         render_mode: str | None = None,
     ) -> None:
         if step_mode not in STEP_MODES:
@@ -174,6 +177,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             device=device,
             seed=seed,
             engine=engine,
+            finetune_steps=finetune_steps,
         )
         self.decoder = ActionDecoder(
             self.task.graph,

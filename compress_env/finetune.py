@@ -127,19 +127,14 @@ class _Run:
         self.task, self.plan, self.options, self.identity = task, plan, options, identity
         images = TrainingImages(task.splits, task.spare, task.device)
         self.batch_size = sum(images.sizes(options))
-        self.training = QuantizedTraining(
-            task.graph,
-            plan,
-            task.calibration.images,
-            folded_copy(task.graph),
-            images,
-            options,
-        )
+        calibration, teacher = task.calibration.images, folded_copy(task.graph)
+        self.training = QuantizedTraining(task.graph, plan, calibration, teacher, images, options)
         self.curve: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"accuracy": -1.0}
         self.stopped = ""
         self.seconds = self.first_loss = self.training_seconds = 0.0
-        self._since: list[tuple[Tensor, Tensor]] = []  # losses and shares right since the last look
+        # Losses and shares of right predictions since the last look.
+        self._since: list[tuple[Tensor, Tensor]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides how the training goes on."""
@@ -177,7 +172,7 @@ class _Run:
                 self._since.append(training.step())
                 bar.update()
                 looking = self._is_time_to_look()
-                if looking or training.steps % _WATCH_STEPS == 0:
+                if looking or training.steps == 1 or training.steps % _WATCH_STEPS == 0:
                     self._watch()
                 if looking and not self.stopped:
                     self._look(started)
@@ -225,14 +220,17 @@ class _Run:
         """Stop where the loss is no number or has grown out of all proportion."""
         recent = [loss for loss, _ in self._since[-_WATCH_STEPS:]]
         loss = float(torch.stack(recent).mean()) if recent else 0.0
-        if self.first_loss == 0.0 and math.isfinite(loss):
+        if self.training.steps == 1 and math.isfinite(loss):
             self.first_loss = loss
         limit = 2 * max(self.first_loss, math.log(self.task.splits.num_classes))
         if not loss <= limit:
-            self.stopped = (
-                f"learning_rate {self.options.learning_rate} is too high: the loss was {loss:.3g} "
-                f"at step {self.training.steps}. The network of step {self.best['step']} is kept"
-            )
+            self._stop(f"the loss was {loss:.3g}")
+
+    def _stop(self, why: str) -> None:
+        self.stopped = (
+            f"learning_rate {self.options.learning_rate} is too high: {why} at step "
+            f"{self.training.steps}. The network of step {self.best['step']} is kept"
+        )
 
     def _look(self, started: float) -> None:
         """Note where the training stands, and remember the network if it is the best one."""
@@ -244,9 +242,6 @@ class _Run:
         accuracy = self._search_accuracy(network)
         self.seconds += time.perf_counter() - started
         steps = self.training.steps
-        if accuracy >= self.best["accuracy"]:
-            state = network.state_dict()
-            self.best = {"accuracy": accuracy, "step": steps, "network": state}
         self.curve.append(
             {
                 "step": steps,
@@ -256,14 +251,16 @@ class _Run:
                 "wall_seconds": self.seconds,
             }
         )
+        if accuracy >= self.best["accuracy"]:
+            self.best = {"accuracy": accuracy, "step": steps, "network": network.state_dict()}
+        elif accuracy < self.best["accuracy"] / 2 and (means[0] or 0.0) > self.first_loss:
+            self._stop(f"the accuracy was {accuracy:.2%}")
         self._since.clear()
 
     def _show(self, bar: Any) -> None:
         last = self.curve[-1]
-        known = {"accuracy": f"{last['search_accuracy']:.2%}"}
-        if last["train_loss"] is not None:
-            known["loss"] = f"{last['train_loss']:.3f}"
-        bar.set_postfix(known)
+        loss = "" if last["train_loss"] is None else f"{last['train_loss']:.3f}"
+        bar.set_postfix(loss=loss, accuracy=f"{last['search_accuracy']:.2%}")
 
     def _search_accuracy(self, network: nn.Module) -> float:
         search = self.task.search

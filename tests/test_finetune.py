@@ -12,6 +12,7 @@ import compress_env
 from compress_env.compression import calibrate, compress
 from compress_env.data import load_splits
 from compress_env.evaluation import evaluate_network
+from compress_env.evaluation.finetuned import FinetunedEngine
 from compress_env.finetune import CHECKPOINT_FILE, CURVE_FILE, finetune
 from compress_env.finetune_options import FinetuneOptions
 from compress_env.layer_graph import trace
@@ -200,6 +201,15 @@ def test_divergence_is_reported_and_the_best_network_kept(tiny, tmp_path):
     assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
 
 
+def test_a_lost_network_is_noticed_where_the_loss_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress_env.finetune._Run._watch", lambda run: None)
+    task = CompressionTask("resnet20", "digits", search_images=200)
+    options = FinetuneOptions(learning_rate=1.0, epochs=2)
+    with pytest.warns(RuntimeWarning, match=r"learning_rate 1.0 is too high: the accuracy was"):
+        results = finetune(task, uniform_plan(task, 6), options, tmp_path)
+    assert results["search_accuracy"] >= 0.97
+
+
 def test_sixteen_bits_and_the_callers_random_numbers(tiny):
     images = TrainingImages(tiny.splits, tiny.spare, tiny.device)
     options = FinetuneOptions(steps=3, mixed_precision=True, optimizer="adamw")
@@ -266,6 +276,8 @@ def test_a_task_can_train_for_some_steps_before_it_evaluates():
     after = float((first.argmax(1) == plain.search.labels).float().mean())
     assert after > before + 0.2
     assert tasks[0].dense_evaluation.accuracy == plain.dense_evaluation.accuracy
+    env = compress_env.JointPruneQuantEnv(search_images=50, finetune_steps=2)
+    assert isinstance(env.task.engine, FinetunedEngine)
     with pytest.raises(ValueError, match="finetune_steps must be a whole number from 0"):
         CompressionTask("resnet20", "digits", finetune_steps=-1)
 
