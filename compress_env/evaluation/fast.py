@@ -117,6 +117,11 @@ class FastEngine:
         empty = {"_weights": _Cache(self._weights.size), "_networks": _Cache(4)}
         return {**self.__dict__, **empty, "_images": _Cache(2), "_pool": None, "_threads": 0}
 
+    def forget(self) -> None:
+        """Drop everything remembered about earlier plans and images."""
+        for cache in (self._weights, self._networks, self._images):
+            cache.entries.clear()
+
     # -- running -----------------------------------------------------------------------------
 
     def logits(self, plan: CompressionPlan, images: torch.Tensor) -> torch.Tensor:
