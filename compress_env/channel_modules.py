@@ -107,8 +107,8 @@ class UnevenGroupedConv2d(nn.Module):
             )
         )
         for key, name in self.constants.items():
-            constant = getattr(self, name).view(1, -1, 1, 1)
-            outputs[key] = constant.expand(x.shape[0], -1, height, width)
+            zeros = x.new_zeros(x.shape[0], 1, height, width)
+            outputs[key] = zeros + getattr(self, name).view(1, -1, 1, 1)
         return torch.cat([outputs[key] for key in sorted(outputs, key=int)], 1)
 
     def ordered_parts(self) -> list[nn.Module | torch.Tensor]:
