@@ -12,9 +12,7 @@ channels) are replaced by modules of `compress_env.channel_modules`, which pruni
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,13 +21,12 @@ from torch import fx, nn
 
 from compress_env.channel_modules import ChannelModule, PadChannels, SelectChannels
 from compress_env.channel_moves import (
-    Value,
     adds_ones,
-    changed,
     flattens,
     move,
     select_positions,
 )
+from compress_env.channel_values import ChannelFlow, FoundLayer, Value, changed
 from compress_env.operations import (
     ARITHMETIC,
     CHANNELWISE_FUNCTIONS,
@@ -45,45 +42,6 @@ from compress_env.operations import (
     operation_name,
 )
 from compress_env.tracing import is_layer, record_shapes, shapes_of, single_shape
-
-
-@dataclass(eq=False)
-class FoundLayer:
-    """A layer as the walk meets it; `compress_env.layer_graph.Layer` is what remains of it."""
-
-    name: str
-    kind: str
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    groups: int
-    has_bias: bool
-    in_ids: np.ndarray
-    out_ids: np.ndarray
-    input_nonnegative: bool = True
-    positions: int = 0
-
-
-@dataclass
-class ChannelFlow:
-    """Everything the walk found out.
-
-    Attributes:
-        layers: by module name, in the order of the data flow.
-        channels: ids of the channels of every other module that depends on them.
-        same: pairs of ids, int64 (2, n), that are the same channel.
-        frozen: ids that must stay.
-        edges: (source layer, reading layer).
-        unknown: operations whose effect on channels is not known, with the number of uses.
-        ids: number of ids given out.
-    """
-
-    layers: dict[str, FoundLayer] = field(default_factory=dict)
-    channels: dict[str, np.ndarray] = field(default_factory=dict)
-    same: list[np.ndarray] = field(default_factory=list)
-    frozen: list[np.ndarray] = field(default_factory=list)
-    edges: set[tuple[int, int]] = field(default_factory=set)
-    unknown: Counter[str] = field(default_factory=Counter)
-    ids: int = 0
 
 
 def follow_channels(module: fx.GraphModule, input_shape: tuple[int, int, int]) -> ChannelFlow:

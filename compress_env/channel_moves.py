@@ -7,43 +7,13 @@ replaced by a selection of channels, and whether it is a flattening.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """A tensor as the walk over the network sees it.
-
-    Attributes:
-        shape: its shape.
-        dim: the dimension in which its channels lie.
-        ids: int64 (channels,), the id of every channel; None where the channels lie in several
-            dimensions (a view in the middle of a shuffle).
-        origin: the node that it was only moved from.
-        positions: shaped like the value: where each element lies in the origin, flattened.
-        sources: layers whose output it carries.
-        nonnegative: whether it is known to be at or above zero.
-        parts: the elements of a tuple.
-    """
-
-    shape: tuple[int, ...]
-    dim: int = 1
-    ids: np.ndarray | None = None
-    origin: fx.Node | None = None
-    positions: torch.Tensor | None = None
-    sources: frozenset[int] = frozenset()
-    nonnegative: bool = False
-    parts: tuple[Value, ...] | None = None
-
-
-def changed(value: Value, **changes: Any) -> Value:
-    """The value with some attributes replaced."""
-    return Value(**{**value.__dict__, **changes})
+from compress_env.channel_values import Value, changed
 
 
 def move(

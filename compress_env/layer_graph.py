@@ -19,8 +19,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import fx, nn
 
-from compress_env.channel_flow import ChannelFlow, follow_channels
+from compress_env.channel_flow import follow_channels
 from compress_env.channel_modules import SelectChannels
+from compress_env.channel_values import ChannelFlow
 from compress_env.tracing import symbolic_trace
 
 FROZEN = -1
@@ -323,13 +324,13 @@ def _pin_last_channels(
     sizes = np.array([len(atoms) for atoms in members.values()], dtype=np.int64)
     stays = group_of == FROZEN
     stays |= np.append(sizes, 0)[group_of] == 1
-    for atoms in needed:
-        if not atoms.size or stays[atoms].any():
+    for wanted in needed:
+        if not wanted.size or stays[wanted].any():
             continue
-        groups, counts = np.unique(group_of[np.unique(atoms)], return_counts=True)
+        groups, counts = np.unique(group_of[np.unique(wanted)], return_counts=True)
         if not np.any(counts == sizes[groups]):
-            stays[atoms[0]] = True
-            sizes[group_of[atoms[0]]] -= 1
+            stays[wanted[0]] = True
+            sizes[group_of[wanted[0]]] -= 1
     left = {layers: [a for a in atoms if not stays[a]] for layers, atoms in members.items()}
     return {layers: atoms for layers, atoms in left.items() if len(atoms) > 1}
 
