@@ -152,7 +152,7 @@ def report_table(report: dict[str, Any], title: str) -> Table:
         )
     for label, name, unit, scale in (
         ("MACs", "macs", "M", 1e6),
-        ("BOPs", "bops", "G", 1e9),
+        ("BOPs", "bops", "M", 1e6),
         ("parameters", "params", "k", 1e3),
         ("size", "size_bits", "KiB", 8 * 1024),
     ):

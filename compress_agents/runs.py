@@ -149,9 +149,10 @@ def from_json_file(path: Path) -> SearchConfig:
     """
     if not path.is_file():
         raise ValueError(f"run: there is no run in {path.parent} (no {path.name})")
+    data = read_json(path)
     try:
-        return from_json(read_json(path))
-    except TypeError as error:
+        return from_json(data)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"run: {path} is not the config of a run: {error}") from error
 
 
