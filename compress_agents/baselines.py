@@ -10,8 +10,9 @@ import numpy as np
 
 from compress_agents.config import BaselineConfig
 from compress_agents.environments import make_environment
+from compress_agents.records import Record
 from compress_agents.reporting import finish
-from compress_agents.runs import Record, RunFolder, read_json, write_json
+from compress_agents.runs import RunFolder, read_json, write_json
 
 __all__ = ["Baseline", "baseline_action"]
 

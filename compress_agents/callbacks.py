@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from compress_agents.config import TrainingConfig
-from compress_agents.runs import Record
+from compress_agents.records import Record
 
 __all__ = ["RunCallback", "is_finished"]
 

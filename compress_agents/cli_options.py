@@ -9,7 +9,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from compress_agents.config import SearchConfig, option_name
+from compress_agents.config import SearchConfig
+from compress_agents.options import option_name
 
 __all__ = ["build_config", "takes_options"]
 

@@ -7,78 +7,33 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from compress_agents.options import (
+    as_word,
+    option,
+    option_name,
+    parse_bits,
+    parse_first_last_bits,
+)
 
 __all__ = [
     "BaselineConfig",
     "SearchConfig",
     "TrainingConfig",
     "from_json",
-    "option_name",
-    "parse_bits",
     "to_json",
 ]
 
 DEFAULT_EVALUATIONS = 400
 """Evaluations of a search unless told otherwise: with the default task about a minute."""
 
-Config = TypeVar("Config", bound="SearchConfig")
-
-
-def _option(
-    default: Any,
-    text: str,
-    *,
-    shown: str | None = None,
-    parse: Callable[[str], Any] | None = None,
-    movable: bool = False,
-) -> Any:
-    """A field with what the command line needs.
-
-    Args:
-        default: the default.
-        text: the help line.
-        shown: the default as the help shows it, where that is not ``str(default)``.
-        parse: from the word on the command line to the value, where the type does not say it.
-        movable: whether a run may be resumed with another value.
-    """
-    metadata = {"text": text, "shown": shown, "parse": parse, "movable": movable}
-    return field(default=default, metadata=metadata)
-
-
-def parse_bits(text: str) -> tuple[int, ...]:
-    """``"2,4,8"`` or ``"2-8"`` as numbers.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    bits: list[int] = []
-    try:
-        for part in text.split(","):
-            first, dash, last = part.strip().partition("-")
-            bits.extend(range(int(first), int(last) + 1) if dash else [int(first)])
-    except ValueError:
-        bits = []
-    if not bits:
-        raise ValueError(
-            f"bits must be whole numbers such as 2,4,8 or a range as 2-8, not '{text}'"
-        )
-    return tuple(bits)
-
-
-def _parse_first_last_bits(text: str) -> int | None:
-    if text.strip().lower() == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"first_last_bits must be 'none', 2 to 8 or 32, not '{text}'") from None
-
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(ABC):
     """What every search has: the task, as the environment takes it, and a seed.
 
     ``None`` leaves an option to the environment id. Raises ``ValueError``, naming the option, where
@@ -87,43 +42,43 @@ class SearchConfig:
 
     command_name: ClassVar[str] = ""
 
-    env_id: str = _option("JointPruneQuant-ResNet20-v0", "Gymnasium id of the environment.")
-    network: str | None = _option(
+    env_id: str = option("JointPruneQuant-ResNet20-v0", "Gymnasium id of the environment.")
+    network: str | None = option(
         None, "Network by name, or 'module.path:factory'.", shown="that of the environment"
     )
-    dataset: str | None = _option(
+    dataset: str | None = option(
         None, "digits, cifar10, cifar100, imagefolder, imagenet.", shown="that of the environment"
     )
-    data_root: str | None = _option(
+    data_root: str | None = option(
         None, "Folder of the data set.", shown="none, or the cache for cifar", movable=True
     )
-    weights: str | None = _option(
+    weights: str | None = option(
         None, "File of the dense weights.", shown="embedded or published ones"
     )
-    target_reduction: float = _option(0.9636, "Share of the dense cost to remove, 0 to 1.")
-    metric: str = _option("bops", "What is reduced: bops, macs, params, size.")
-    bits: tuple[int, ...] = _option(
+    target_reduction: float = option(0.9636, "Share of the dense cost to remove, 0 to 1.")
+    metric: str = option("bops", "What is reduced: bops, macs, params, size.")
+    bits: tuple[int, ...] = option(
         tuple(range(2, 9)), "Allowed bit-widths, 2,4,8 or 2-8; 32 prunes only.", shown="2-8",
         parse=parse_bits,
     )  # fmt: skip
-    importance: str = _option("l1", "Which channels stay, by name.")
-    reward: str = _option(
+    importance: str = option("l1", "Which channels stay, by name.")
+    reward: str = option(
         "accuracy_and_divergence",
         "accuracy, agreement, divergence, accuracy_and_divergence.",
     )
-    search_images: int = _option(1000, "Images that a plan is evaluated on, at most.")
-    calibration_images: int = _option(128, "Images for BatchNorm and activation ranges.")
-    first_last_bits: int | None = _option(
+    search_images: int = option(1000, "Images that a plan is evaluated on, at most.")
+    calibration_images: int = option(128, "Images for BatchNorm and activation ranges.")
+    first_last_bits: int | None = option(
         8, "Bits of first and last layer, or none: searched too.", shown="8",
-        parse=_parse_first_last_bits,
+        parse=parse_first_last_bits,
     )  # fmt: skip
-    channel_multiple: int = _option(1, "Kept channels are rounded to a multiple of this.")
-    image_size: int | None = _option(
+    channel_multiple: int = option(1, "Kept channels are rounded to a multiple of this.")
+    image_size: int | None = option(
         None, "Side of the images in pixels.", shown="that of the data set"
     )
-    split_seed: int = _option(0, "Seed of the splits and of the choice of images.")
-    seed: int = _option(0, "Seed of the search.")
-    device: str = _option("cpu", "Where the networks run: cpu, cuda, ...", movable=True)
+    split_seed: int = option(0, "Seed of the splits and of the choice of images.")
+    seed: int = option(0, "Seed of the search.")
+    device: str = option("cpu", "Where the networks run: cpu, cuda, ...", movable=True)
 
     def __post_init__(self) -> None:
         self._check("seed", self.seed >= 0, "at least 0")
@@ -156,9 +111,9 @@ class SearchConfig:
         }
 
     @property
+    @abstractmethod
     def budget(self) -> int:
         """Steps of the environment that the search may take."""
-        return 0
 
     def default_run_dir(self) -> str:
         """Where the run is kept unless told otherwise."""
@@ -174,11 +129,8 @@ class SearchConfig:
             name = option_name(entry)
             if isinstance(value, bool):
                 words.append(f"--{'' if value else 'no-'}{name}")
-                continue
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
-            if isinstance(value, str):
-                text = value
-            words.append(f"--{name} {shlex.quote(text)}")
+            else:
+                words.append(f"--{name} {shlex.quote(as_word(value))}")
         return " ".join(words)
 
 
@@ -193,24 +145,24 @@ class TrainingConfig(SearchConfig):
 
     command_name: ClassVar[str] = "train"
 
-    step_mode: str = _option("network", "What a step decides: network or layer.")
-    max_steps: int = _option(10, "Steps of an episode in network mode.")
-    project: bool = _option(True, "Move every action onto the budget, so a step is an episode.")
-    agent: str = _option(
+    step_mode: str = option("network", "What a step decides: network or layer.")
+    max_steps: int = option(10, "Steps of an episode in network mode.")
+    project: bool = option(True, "Move every action onto the budget, so a step is an episode.")
+    agent: str = option(
         "graph", "graph: readout of a graph network. node: shared heads on its nodes."
     )
-    total_timesteps: int = _option(
+    total_timesteps: int = option(
         DEFAULT_EVALUATIONS, "Steps of the environment in all.", movable=True
     )
-    max_episodes: int | None = _option(None, "Stop after this many.", shown="no", movable=True)
-    solve_reward: float | None = _option(
+    max_episodes: int | None = option(None, "Stop after this many.", shown="no", movable=True)
+    solve_reward: float | None = option(
         None, "Stop at the first episode that is paid this much.", shown="no", movable=True
     )
-    update_interval: int = _option(25, "Steps of each environment between updates of the agent.")
-    update_epochs: int = _option(10, "Passes over the gathered steps per update.")
-    learning_rate: float = _option(1e-3, "Learning rate of Adam.")
-    action_std: float = _option(0.1, "Standard deviation of the first actions, 0 to 1.")
-    num_envs: int = _option(1, "Environments side by side, each in a process of its own.")
+    update_interval: int = option(25, "Steps of each environment between updates of the agent.")
+    update_epochs: int = option(10, "Passes over the gathered steps per update.")
+    learning_rate: float = option(1e-3, "Learning rate of Adam.")
+    action_std: float = option(0.1, "Standard deviation of the first actions, 0 to 1.")
+    num_envs: int = option(1, "Environments side by side, each in a process of its own.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -247,23 +199,20 @@ class BaselineConfig(SearchConfig):
 
     command_name: ClassVar[str] = "baseline"
 
-    method: str = _option(
+    method: str = option(
         "random",
         "random: uniform actions. gaussian: normal actions around uniform bits. "
         "uniform: uniform bits, one evaluation.",
     )
-    evaluations: int = _option(
+    evaluations: int = option(
         DEFAULT_EVALUATIONS, "Plans to evaluate (uniform: one).", movable=True
     )
-    action_std: float = _option(0.1, "Standard deviation of the gaussian actions, 0 to 1.")
+    action_std: float = option(0.1, "Standard deviation of the gaussian actions, 0 to 1.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check(
-            "method",
-            self.method in ("random", "gaussian", "uniform"),
-            "random, gaussian or uniform",
-        )
+        known = ("random", "gaussian", "uniform")
+        self._check("method", self.method in known, f"one of {', '.join(known)}")
         self._check("evaluations", self.evaluations >= 1, "at least 1")
         self._check("action_std", 0 < self.action_std <= 1, "above 0 and at most 1")
 
@@ -275,11 +224,6 @@ class BaselineConfig(SearchConfig):
     def default_run_dir(self) -> str:
         """Where the run is kept unless told otherwise."""
         return f"runs/{_file_name(self.env_id)}-{self.method}-seed{self.seed}"
-
-
-def option_name(entry: Field[Any]) -> str:
-    """The name of an option on the command line, without the dashes."""
-    return entry.name.replace("_", "-")
 
 
 def to_json(config: SearchConfig) -> dict[str, Any]:

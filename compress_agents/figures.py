@@ -11,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from compress_agents.runs import Record, write_atomically
+from compress_agents.records import Record
+from compress_agents.runs import write_atomically
 from compress_env.layer_graph import LayerGraph
 from compress_env.rendering import draw_plan
 

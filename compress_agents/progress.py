@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from compress_agents.runs import Record
+from compress_agents.records import Record
 
 __all__ = ["search_progress"]
 

@@ -12,7 +12,8 @@ from rich.table import Table
 import compress_env
 from compress_agents.config import BaselineConfig, SearchConfig, TrainingConfig
 from compress_agents.figures import draw_figures
-from compress_agents.runs import Record, RunFolder, write_json
+from compress_agents.records import Record
+from compress_agents.runs import RunFolder, write_json
 from compress_env.env import JointPruneQuantEnv
 from compress_env.plan import CompressionPlan
 

@@ -18,8 +18,9 @@ from compress_agents.checkpoints import (
 )
 from compress_agents.config import TrainingConfig
 from compress_agents.environments import make_environment, make_vector_environment
+from compress_agents.records import Record
 from compress_agents.reporting import finish
-from compress_agents.runs import Record, RunFolder
+from compress_agents.runs import RunFolder
 from compress_env.wrappers import PaddedGraph
 
 __all__ = ["Training"]

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from compress_agents.cli import app, train_dense_network
 from compress_agents.cli_options import build_config
-from compress_agents.config import BaselineConfig, TrainingConfig, option_name, parse_bits
+from compress_agents.config import BaselineConfig, TrainingConfig
+from compress_agents.options import option_name, parse_bits
 from compress_env.networks import build_network
 from compress_env.training_options import NetworkTraining
 

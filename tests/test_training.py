@@ -21,8 +21,9 @@ from stable_baselines3 import PPO
 from compress_agents.baselines import Baseline, baseline_action
 from compress_agents.config import BaselineConfig, TrainingConfig, from_json, to_json
 from compress_agents.evaluation import evaluate_run
+from compress_agents.records import COLUMNS, Record
 from compress_agents.reporting import NoPlanError
-from compress_agents.runs import COLUMNS, Record, RunFolder
+from compress_agents.runs import RunFolder
 from compress_agents.training import Training
 
 TINY: dict[str, Any] = {
