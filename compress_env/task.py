@@ -175,7 +175,7 @@ class CompressionTask:
     def test(self, plan: CompressionPlan) -> Evaluation:
         """The plan's network on the test split. Look once, at the end."""
         test = self._labelled(self.splits.test.images, self.splits.test.labels)
-        return Evaluator(self.engine, test.images, test.labels, remembered=0).evaluate(plan)
+        return Evaluator(self.engine, test.images, test.labels, cache_bytes=0).evaluate(plan)
 
 
 def _check_count(name: str, value: object, least: int = 1) -> None:

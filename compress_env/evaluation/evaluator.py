@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from compress_env.evaluation.cache import BoundedCache
 from compress_env.plan import CompressionPlan
 
 
@@ -49,28 +49,22 @@ class Evaluator:
         engine: what runs the networks.
         images: float32 (images, channels, height, width), normalised, on the engine's device.
         labels: int64 (images,).
-        remembered: how many evaluations are kept, so that a plan seen again costs nothing.
+        cache_bytes: memory for evaluations, so that a plan seen again costs nothing; 0 for none.
     """
 
     def __init__(
-        self, engine: Engine, images: torch.Tensor, labels: torch.Tensor, remembered: int = 1024
+        self, engine: Engine, images: torch.Tensor, labels: torch.Tensor, cache_bytes: int = 1 << 26
     ) -> None:
         self.engine = engine
         self.images = images
         self.labels = labels.cpu()
-        self.remembered = remembered
-        self._known: OrderedDict[bytes, Evaluation] = OrderedDict()
+        self._known: BoundedCache[Evaluation] = BoundedCache(cache_bytes)
 
     def evaluate(self, plan: CompressionPlan) -> Evaluation:
         """Run a plan's network on the images."""
-        key = plan.key()
-        known = self._known.get(key)
-        if known is None:
+
+        def run() -> Evaluation:
             logits = self.engine.logits(plan, self.images).detach().float().cpu()
-            known = Evaluation(logits, self.labels)
-            self._known[key] = known
-            if len(self._known) > self.remembered:
-                self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(key)
-        return known
+            return Evaluation(logits, self.labels)
+
+        return self._known.get(plan.key(), run)

@@ -9,7 +9,6 @@ spread over threads, each of which runs its operations alone.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import fx, nn
 
 from compress_env.compression import BatchNorm, calibrate, norm_as_affine
+from compress_env.evaluation.cache import BoundedCache
 from compress_env.evaluation.kernels import (
     SIGNED_ZERO_POINT,
     CodeFormat,
@@ -67,23 +67,6 @@ class _Pruned:
     scales: dict[tuple[int, int], torch.Tensor]
 
 
-class _Cache:
-    """The latest entries under their keys, at most `size`."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.entries: OrderedDict[Any, Any] = OrderedDict()
-
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key in self.entries:
-            self.entries.move_to_end(key)
-            return self.entries[key]
-        value = self.entries[key] = make()
-        if len(self.entries) > self.size:
-            self.entries.popitem(last=False)
-        return value
-
-
 class FastEngine:
     """Runs plans on integer kernels; falls back to exact float arithmetic layer by layer.
 
@@ -91,7 +74,7 @@ class FastEngine:
         graph: layer graph of the dense network.
         calibration_images: float32 (images, channels, height, width), normalised.
         batch_size: images per batch and thread; chosen from the image size by default.
-        remembered_weights: number of layers' weight codes that are kept.
+        cache_bytes: memory for weight codes, and again for pruned networks, seen before.
     """
 
     def __init__(
@@ -99,7 +82,7 @@ class FastEngine:
         graph: LayerGraph,
         calibration_images: torch.Tensor,
         batch_size: int | None = None,
-        remembered_weights: int = 2048,
+        cache_bytes: int = 1 << 27,
     ) -> None:
         self.graph = graph
         self.calibration_images = calibration_images
@@ -107,20 +90,20 @@ class FastEngine:
         self.batch_size = batch_size or max(1, min(125, BATCH_BYTES * 3 // image_bytes))
         self.program = Program(graph)
         self._input_sizes = _input_sizes(graph)
-        self._weights = _Cache(remembered_weights)
-        self._networks = _Cache(4)
-        self._images = _Cache(2)
+        self._weights: BoundedCache[Any] = BoundedCache(cache_bytes)
+        self._networks: BoundedCache[_Pruned] = BoundedCache(cache_bytes)
+        # The images that were seen last, of whatever size.
+        self._images: BoundedCache[Any] = BoundedCache(1)
         self._pool: ThreadPoolExecutor | None = None
         self._threads = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        empty = {"_weights": _Cache(self._weights.size), "_networks": _Cache(4)}
-        return {**self.__dict__, **empty, "_images": _Cache(2), "_pool": None, "_threads": 0}
+        return {**self.__dict__, "_pool": None, "_threads": 0}
 
     def forget(self) -> None:
         """Drop everything remembered about earlier plans and images."""
         for cache in (self._weights, self._networks, self._images):
-            cache.entries.clear()
+            cache.clear()
 
     # -- running -----------------------------------------------------------------------------
 
