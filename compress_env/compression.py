@@ -58,7 +58,14 @@ def compress(
     small = prune(graph, kept)
     modules = dict(small.named_modules())
     samples = calibrate(small, modules, graph, calibration_images, not bool(kept.all()))
-    return quantize_network(small, graph, plan, samples)
+    return _in_plain_order(quantize_network(small, graph, plan, samples))
+
+
+def _in_plain_order(network: nn.Module) -> nn.Module:
+    """Undo the channels-last order of calibration: it would choose other float kernels."""
+    for parameter in network.parameters():
+        parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+    return network
 
 
 def calibrate(

@@ -155,9 +155,10 @@ class LayerGraph:
         for node in self.module.graph.nodes:
             if node.op != "call_module" or calls[node.target] > 1:
                 continue
-            source = node.args[0]
+            source, norm = node.args[0], self.module.get_submodule(node.target)
             if (
-                isinstance(self.module.get_submodule(node.target), nn.modules.batchnorm._BatchNorm)
+                isinstance(norm, nn.modules.batchnorm._BatchNorm)
+                and norm.running_mean is not None  # else it depends on the images, not to be folded
                 and isinstance(source, fx.Node)
                 and source.target in layers
                 and calls[source.target] == 1
