@@ -232,7 +232,7 @@ class ActionDecoder:
     def _project(self, wanted: np.ndarray, bits: np.ndarray) -> Choice:
         """Shift all bits by one number, as far up as the budget allows.
 
-        Where even the lowest bits cost too much, or bits do not matter, all kept shares are scaled
+        Where even the lowest bits cost too much, or bits cost nothing, all kept shares are scaled
         by one number instead. Equal requests differ by a tie break, so that the projection can
         lower some layers and not others.
         """
@@ -244,12 +244,10 @@ class ActionDecoder:
             return Choice(counts, self._round_bits(tied + offset))
 
         lowest = shifted(-reach)
-        if self.allowed.size > 1 and self.cost_of(lowest) <= self.budget:
-            if self.cost_of(shifted(reach)) > self.cost_of(lowest):
-                return shifted(self._largest(shifted, -reach, reach))
-            if self.target_met(shifted(reach)):
-                return shifted(0.0)
-        widths = lowest.bits
+        free = self.cost_of(shifted(reach)) == self.cost_of(lowest)
+        if not free and self.target_met(lowest):
+            return shifted(self._largest(shifted, -reach, reach))
+        widths = shifted(0.0).bits if free else lowest.bits
 
         def scaled(factor: float) -> Choice:
             return Choice(self._round_counts(np.minimum(wanted * factor, self.sizes)), widths)
@@ -283,14 +281,12 @@ class ActionDecoder:
                 f"channels the reduction is {reachable:.4f}"
             )
         wanted = self.sizes.astype(float)
-        middle = np.full((len(self.fixed), 2), float(self.allowed.mean()))
-        base = self._project(wanted, middle)
+        # Bits that cost nothing stay as they are here: at their highest.
+        base = self._project(wanted, np.full((len(self.fixed), 2), float(self.allowed[-1])))
         # The projection of the base itself must be the base: fill up what rounding left over.
         for _ in range(2 * len(self.fixed)):
-            filled = self._project(base.counts.astype(float), base.bits.astype(float))
-            if np.array_equal(filled.bits, base.bits) and np.array_equal(
-                filled.counts, base.counts
-            ):
+            filled = self._project(wanted, base.bits.astype(float))
+            if np.array_equal(filled.bits, base.bits):
                 break
             base = filled
         return base
