@@ -22,6 +22,10 @@ from compress_env.quantization import activation_scales, highest_level, quantize
 class _PeerLayer(nn.Module):
     """A dense layer with a mask on its output and fake quantization of weights and input."""
 
+    mask: torch.Tensor
+    weight_scale: torch.Tensor
+    zeros: torch.Tensor
+
     def __init__(
         self,
         layer: nn.Conv2d | nn.Linear,
@@ -93,5 +97,6 @@ class PeerNetwork(nn.Module):
             setattr(self.network.get_submodule(parent), leaf, peer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs for images in float32 (images, 3, H, W)."""
         logits: torch.Tensor = self.network(x)
         return logits

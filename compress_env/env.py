@@ -51,8 +51,8 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
     mode the number for channels holds for the groups that this layer is the first to make.
 
     A number for bits moves the layer away from its uniform bits, up or down by as many as reach
-    every allowed width, and is rounded. A number for channels keeps `1 - min(number, 0)**2` of them,
-    at least one.
+    every allowed width, and is rounded. A number for channels keeps `1 - min(number, 0)**2` of
+    them, at least one.
 
     ## Observation space
 
@@ -146,7 +146,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         importance: str | Importance = "l1",
         reward: str | Reward = "accuracy",
         search_images: int = 1000,
-        calibration_images: int = 64,
+        calibration_images: int = 128,
         first_last_bits: int | None = 8,
         channel_multiple: int = 1,
         image_size: int | None = None,

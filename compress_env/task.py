@@ -84,7 +84,7 @@ class CompressionTask:
         weights: str | os.PathLike[str] | None = None,
         importance: str | Importance = "l1",
         search_images: int = 1000,
-        calibration_images: int = 64,
+        calibration_images: int = 128,
         image_size: int | None = None,
         device: str = "cpu",
         seed: int = 0,
