@@ -162,41 +162,47 @@ def _double(tensor: torch.Tensor) -> np.ndarray:
 def _write_part(
     graph: OnnxGraph, part: _Part, x: Tensor, codes: CodeType | None, four_bits: bool, name: str
 ) -> str:
-    inputs, bias = [x.name, _write_weights(graph, part, four_bits)], part.bias
-    if bias is not None and part.factor is not None and codes is not None:
-        inputs.append(_write_integer_bias(graph, part, bias, codes.scale))
-        bias = None
-    elif bias is not None and part.scale is None and codes is None:
-        inputs.append(graph.constant(bias.astype(np.float32)))
-        bias = None
+    is_conv, rank = isinstance(part.module, nn.Conv2d), len(x.shape)
+    is_product = not is_conv and rank != 2  # on every position of a tensor of more dimensions
+    inputs, bias = [x.name, _write_weights(graph, part, four_bits, is_product)], part.bias
+    if bias is not None and not is_product:
+        if part.factor is not None and codes is not None:
+            inputs.append(_write_integer_bias(graph, part, bias, codes.scale))
+            bias = None
+        elif part.scale is None and codes is None:
+            inputs.append(graph.constant(bias.astype(np.float32)))
+            bias = None
     if isinstance(part.module, nn.Conv2d):
         y = graph.one("Conv", *inputs, name=name, attributes=_geometry(part.module, name))
-    elif len(x.shape) == 2:
-        y = graph.one("Gemm", *inputs, name=name, attributes={"transB": 1})
+    elif is_product:
+        y = graph.one("MatMul", *inputs, name=name)
     else:
-        raise cannot_be_written(f"layer '{name}', a Linear on {len(x.shape)} dimensions,")
+        y = graph.one("Gemm", *inputs, name=name, attributes={"transB": 1})
     if bias is None or not bias.any():
         return y
-    shape = (1, -1, 1, 1)[: len(x.shape)]
+    shape = (1, -1, 1, 1) if is_conv else (-1,)
     return graph.one("Add", y, graph.constant(bias.astype(np.float32).reshape(shape)))
 
 
-def _write_weights(graph: OnnxGraph, part: _Part, four_bits: bool) -> str:
+def _write_weights(graph: OnnxGraph, part: _Part, four_bits: bool, transposed: bool) -> str:
+    """The weights as floats: (out, ...), or (in, out) where transposed."""
+    weight = part.weight.T if transposed else part.weight
     if part.scale is None:
-        return graph.constant(part.weight.astype(np.float32))
+        return graph.constant(weight.astype(np.float32))
     factor = np.ones_like(part.scale) if part.factor is None else part.factor
-    factors = column(factor, part.weight)
+    factors = factor if transposed else column(factor, weight)
     if four_bits:
         # Runtimes unpack constants when they load them, and then see 8-bit weights.
-        stored = graph.constant(part.weight.astype(np.int8), four_bits)
+        stored = graph.constant(weight.astype(np.int8), four_bits)
         if factor.max() > 1:
             wide = graph.one("Cast", stored, attributes={"to": TensorProto.INT32})
             stored = graph.one("Mul", wide, graph.constant(factors.astype(np.int32)))
         stored = graph.one("Cast", stored, attributes={"to": TensorProto.INT8})
     else:
-        stored = graph.constant((part.weight * factors).astype(np.int8))
+        stored = graph.constant((weight * factors).astype(np.int8))
     scale = graph.constant((part.scale / factor).astype(np.float32))
-    return graph.one("DequantizeLinear", stored, scale, attributes={"axis": 0})
+    axis = {"axis": int(transposed)}
+    return graph.one("DequantizeLinear", stored, scale, attributes=axis)
 
 
 def _write_integer_bias(graph: OnnxGraph, part: _Part, bias: np.ndarray, input_scale: float) -> str:

@@ -143,6 +143,8 @@ def _adaptive_pool(whole: str, local: str) -> Write:
             return x.name
         if goal == (1, 1):
             return graph.one(whole, x.name)
+        if size == (1, 1):
+            return graph.one("Expand", x.name, graph.integers(1, 1, *goal))
         if any(have % want for want, have in zip(goal, size, strict=True)):
             raise cannot_be_written(f"adaptive pooling from {size} to {goal} (it must divide)")
         kernel = [have // want for want, have in zip(goal, size, strict=True)]
@@ -159,6 +161,22 @@ def _mean(graph: OnnxGraph, x: Tensor, dim: Any = None, keepdim: bool = False) -
     return graph.one(
         "ReduceMean", x.name, graph.integers(*axes), attributes={"keepdims": int(keepdim)}
     )
+
+
+def _layer_norm(
+    graph: OnnxGraph,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> str:
+    ones = graph.constant(np.ones(tuple(normalized_shape), np.float32))
+    inputs = [x.name, ones if weight is None else weight.name]
+    if bias is not None:
+        inputs.append(bias.name)
+    attributes = {"axis": -len(normalized_shape), "epsilon": float(eps)}
+    return graph.one("LayerNormalization", *inputs, attributes=attributes)
 
 
 # -- modules with parameters ---------------------------------------------------------------------
@@ -188,6 +206,16 @@ def write_prelu(graph: OnnxGraph, module: nn.Module, x: Tensor) -> str:
     assert isinstance(module, nn.PReLU)
     slope = _array(module.weight).reshape(-1, *(1,) * (len(x.shape) - 2))
     return graph.one("PRelu", x.name, graph.constant(slope))
+
+
+def write_layer_norm(graph: OnnxGraph, module: nn.Module, x: Tensor) -> str:
+    """Write a LayerNorm."""
+    assert isinstance(module, nn.LayerNorm)
+    numbers = [
+        None if value is None else Tensor(graph.constant(_array(value)), tuple(value.shape))
+        for value in (module.weight, module.bias)
+    ]
+    return _layer_norm(graph, x, module.normalized_shape, *numbers, eps=module.eps)
 
 
 FUNCTIONS: dict[str, Write] = {
@@ -222,6 +250,7 @@ FUNCTIONS: dict[str, Write] = {
     "adaptive_avg_pool2d": _adaptive_pool("GlobalAveragePool", "AveragePool"),
     "adaptive_max_pool2d": _adaptive_pool("GlobalMaxPool", "MaxPool"),
     "mean": _mean,
+    "layer_norm": _layer_norm,
 }
 """Functions and methods by plain name, without the underscore of those that work in place."""
 

@@ -22,6 +22,7 @@ from compress_env.export.onnx_operations import (
     MODULE_FUNCTIONS,
     cannot_be_written,
     write_batch_norm,
+    write_layer_norm,
     write_prelu,
 )
 
@@ -35,6 +36,7 @@ _FUNCTIONS = FUNCTIONS | MOVING_FUNCTIONS
 _MODULES = MOVING_MODULES | {
     nn.BatchNorm1d: write_batch_norm,
     nn.BatchNorm2d: write_batch_norm,
+    nn.LayerNorm: write_layer_norm,
     nn.PReLU: write_prelu,
 }
 

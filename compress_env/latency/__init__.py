@@ -1,0 +1,20 @@
+"""How fast compressed networks are where they are used: measured, and predicted layer by layer."""
+
+from compress_env.latency.engines import ENGINES, Session, int8_sessions, open_session
+from compress_env.latency.measuring import (
+    LatencyReport,
+    LatencyRow,
+    latency_table,
+    measure_latency,
+)
+
+__all__ = [
+    "ENGINES",
+    "LatencyReport",
+    "LatencyRow",
+    "Session",
+    "int8_sessions",
+    "latency_table",
+    "measure_latency",
+    "open_session",
+]
