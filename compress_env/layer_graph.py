@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -22,7 +23,7 @@ from torch import fx, nn
 from compress_env.channel_flow import follow_channels
 from compress_env.channel_modules import SelectChannels
 from compress_env.channel_values import ChannelFlow
-from compress_env.tracing import symbolic_trace
+from compress_env.tracing import record_shapes, symbolic_trace
 
 FROZEN = -1
 """Group index of the atoms that are never removed: inputs, outputs, what unknown operations read,
@@ -115,6 +116,10 @@ class LayerGraph:
     coupling_edges: np.ndarray
     other_parameters: int
     input_shape: tuple[int, int, int]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        record_shapes(self.module, self.input_shape)  # which pickling a traced network loses
 
     @cached_property
     def group_atoms(self) -> tuple[np.ndarray, ...]:

@@ -98,7 +98,12 @@ class FastEngine:
         self._threads = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None, "_threads": 0}
+        return {**self.__dict__, "program": None, "_pool": None, "_threads": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # Its steps are nodes of the graph, and a copy of the graph has nodes of its own.
+        self.program = Program(self.graph)
 
     def forget(self) -> None:
         """Drop everything remembered about earlier plans and images."""
