@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +135,17 @@ def test_threads_and_batches_do_not_matter(digits_task: CompressionTask) -> None
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
+def test_copies_of_an_engine_give_the_same(duplicate: Callable[[FastEngine], FastEngine]) -> None:
+    graph, calibration, images = lively("mobilenet_v3_small")
+    engine = FastEngine(graph, calibration)
+    engine.logits(mixed_plan(graph, [8]), images[:8])
+    twin = duplicate(engine)
+    plan = mixed_plan(graph, [6, 8], "evenly")
+    assert torch.equal(twin.logits(plan, images[:8]), engine.logits(plan, images[:8]))
+    assert len(twin.program.steps) == len(engine.program.steps)
 
 
 class CountingEngine:
