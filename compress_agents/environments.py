@@ -74,11 +74,14 @@ def make_vector_environment(
     Args:
         config: the options.
         first: the environment of `make_environment`; it is used where one is enough.
-        num_envs: how many; from 2 on each has its own process and its share of the cores.
+        num_envs: how many; from 2 on each has its own process and its share of the cores. This
+            process then takes as many threads as each of them: sums of floats depend on it, and
+            a plan has to get the same accuracy everywhere.
     """
     if num_envs == 1:
         return DummyVecEnv([partial(_wrap, first)])
     threads = max(1, _cores() // num_envs)
+    torch.set_num_threads(threads)
     factories: list[Callable[[], gymnasium.Env[Any, Any]]] = [
         partial(_make_in_process, config, threads) for _ in range(num_envs)
     ]

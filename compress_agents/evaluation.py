@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from compress_agents.environments import make_environment
 from compress_agents.reporting import differences, measure
 from compress_agents.runs import RunFolder
@@ -38,7 +40,11 @@ def evaluate_run(
         config = replace(config, data_root=data_root)
     if device is not None:
         config = replace(config, device=device)
+    reported = folder.read_report()
+    if reported is not None and "threads" in reported:
+        # Sums of floats, and so a prediction in a thousand, depend on how many share the work.
+        torch.set_num_threads(reported["threads"])
     env = make_environment(config)
     plan = CompressionPlan.load(folder.best_plan, env.task.graph, env.task.network_name)
-    measured, reported = measure(env, plan), folder.read_report()
+    measured = measure(env, plan)
     return measured, reported, [] if reported is None else differences(measured, reported)

@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from rich.table import Table
 
 import compress_env
@@ -92,6 +93,7 @@ def finish(
         "split_seed": config.split_seed,
         "command": config.command(),
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "versions": _versions(),
     }
     draw_figures(folder.figures, env.task.graph, record, report)

@@ -203,6 +203,10 @@ def test_environments_in_processes_of_their_own(tmp_path: Path) -> None:
         Training(config, str(tmp_path / "killed")).run(kill_after(12))
     Training(config, str(tmp_path / "killed"), resume=True).run()
     assert_same_run(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "killed"))
+    # What the processes saw is what the report says.
+    whole = RunFolder(tmp_path / "whole")
+    report = json.loads(whole.report.read_text())
+    assert report["search_accuracy"] == json.loads(whole.best_plan.read_text())["search_accuracy"]
 
 
 # -- baselines -----------------------------------------------------------------------------------
