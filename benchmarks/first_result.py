@@ -191,7 +191,10 @@ def main() -> None:
     rows = []
     root = arguments.runs / f"evaluations{arguments.evaluations}"
     for run in planned_runs(arguments.seeds, arguments.evaluations, tuple(arguments.targets)):
-        rows.append(run.run(root, console))
+        try:
+            rows.append(run.run(root, console))
+        except ValueError as error:  # run folders of other options, for example
+            parser.error(str(error))
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.json, {"command": COMMAND, "rows": rows})
         _write_csv(rows, arguments.json.with_suffix(".csv"))
