@@ -131,6 +131,7 @@ class OnnxGraph:
         input_shape: tuple[int, ...],
         outputs: dict[str, tuple[int, ...]],
         metadata: dict[str, str],
+        codes: bool = False,
     ) -> onnx.ModelProto:
         """The content of the file, without what no output needs.
 
@@ -139,14 +140,15 @@ class OnnxGraph:
             input_shape: of one image; the batch dimension goes before it.
             outputs: shapes of the outputs for one image, by name.
             metadata: strings by name.
+            codes: whether input and outputs are uint8 codes, not float32.
         """
         nodes = self._needed(set(outputs))
         used = {name for node in nodes for name in node.input}
         graph = helper.make_graph(
             nodes,
             "compressed",
-            [_value(input_name, input_shape)],
-            [_value(name, shape) for name, shape in outputs.items()],
+            [_value(input_name, input_shape, codes)],
+            [_value(name, shape, codes) for name, shape in outputs.items()],
             [tensor for name, tensor in self.initializers.items() if name in used],
         )
         content = helper.make_model(
@@ -168,8 +170,9 @@ class OnnxGraph:
         return kept[::-1]
 
 
-def _value(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+def _value(name: str, shape: tuple[int, ...], codes: bool) -> onnx.ValueInfoProto:
+    kind = TensorProto.UINT8 if codes else TensorProto.FLOAT
+    return helper.make_tensor_value_info(name, kind, ["batch", *shape])
 
 
 def _pack_four_bits(array: np.ndarray, name: str) -> TensorProto:

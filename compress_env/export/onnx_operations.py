@@ -211,11 +211,11 @@ def write_prelu(graph: OnnxGraph, module: nn.Module, x: Tensor) -> str:
 def write_layer_norm(graph: OnnxGraph, module: nn.Module, x: Tensor) -> str:
     """Write a LayerNorm."""
     assert isinstance(module, nn.LayerNorm)
-    numbers = [
+    weight, bias = (
         None if value is None else Tensor(graph.constant(_array(value)), tuple(value.shape))
         for value in (module.weight, module.bias)
-    ]
-    return _layer_norm(graph, x, module.normalized_shape, *numbers, eps=module.eps)
+    )
+    return _layer_norm(graph, x, module.normalized_shape, weight, bias, module.eps)
 
 
 FUNCTIONS: dict[str, Write] = {

@@ -34,12 +34,15 @@ class Session:
         run: computes the outputs of a batch.
         input_shape: of a batch.
         input_type: dtype of a batch.
+        profile: where it was asked for: ends the session and gives, for every run, the seconds
+            that every type of operator took.
     """
 
     creation_seconds: float
     run: Run
     input_shape: tuple[int, ...]
     input_type: np.dtype[Any]
+    profile: Callable[[], list[dict[str, float]]] | None = None
 
     def example(self) -> np.ndarray:
         """A batch of noise."""
@@ -50,7 +53,11 @@ class Session:
 
 
 def open_session(
-    engine: str, path: str | os.PathLike[str], batch: int, threads: int | None = None
+    engine: str,
+    path: str | os.PathLike[str],
+    batch: int,
+    threads: int | None = None,
+    profile: bool = False,
 ) -> Session:
     """Load a file with an engine.
 
@@ -62,6 +69,7 @@ def open_session(
         path: an ONNX file whose batch dimension is named "batch".
         batch: images per run, at least 1.
         threads: threads per run; None for as many as there are cores to this process.
+        profile: time operators, which makes runs slower.
 
     Raises:
         ValueError: the engine is not known, or batch or threads are below 1.
@@ -76,7 +84,7 @@ def open_session(
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     opened = _open_onnxruntime if engine == "onnxruntime" else _open_openvino
-    return opened(Path(path), batch, threads)
+    return opened(Path(path), batch, threads, profile)
 
 
 def available_cores() -> int:
@@ -98,7 +106,7 @@ def int8_sessions(
     return sessions
 
 
-def _open_onnxruntime(path: Path, batch: int, threads: int) -> Session:
+def _open_onnxruntime(path: Path, batch: int, threads: int, profile: bool) -> Session:
     import onnxruntime  # noqa: PLC0415  (an extra)
 
     def create(fuse: bool) -> tuple[float, Any]:
@@ -109,6 +117,9 @@ def _open_onnxruntime(path: Path, batch: int, threads: int) -> Session:
         options.add_free_dimension_override_by_name("batch", batch)
         # Waiting threads would take the cores from the engine measured next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(path)
         if not fuse:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         start = time.perf_counter()
@@ -129,10 +140,30 @@ def _open_onnxruntime(path: Path, batch: int, threads: int) -> Session:
         result: np.ndarray = session.run([output], {given.name: images})[0]
         return result
 
-    return Session(seconds, run, (batch, *given.shape[1:]), dtype)
+    def read_profile() -> list[dict[str, float]]:
+        file = Path(session.end_profiling())
+        events = json.loads(file.read_text())
+        file.unlink()
+        return _sorted_by_run(events)
+
+    shape = (batch, *given.shape[1:])
+    return Session(seconds, run, shape, dtype, read_profile if profile else None)
 
 
-def _open_openvino(path: Path, batch: int, threads: int) -> Session:
+def _sorted_by_run(events: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Seconds by type of operator, for every run in a profile of ONNX Runtime."""
+    runs: list[dict[str, float]] = []
+    # A run may begin in the same microsecond as its first operator.
+    for event in sorted(events, key=lambda e: (e.get("ts", 0), e.get("name") != "model_run")):
+        if event.get("name") == "model_run":
+            runs.append({})
+        elif event.get("name", "").endswith("_kernel_time") and runs:
+            operator = event["args"]["op_name"]
+            runs[-1][operator] = runs[-1].get(operator, 0.0) + 1e-6 * event["dur"]
+    return runs
+
+
+def _open_openvino(path: Path, batch: int, threads: int, profile: bool) -> Session:
     import openvino  # noqa: PLC0415  (an extra)
 
     start = time.perf_counter()
@@ -146,6 +177,7 @@ def _open_openvino(path: Path, batch: int, threads: int) -> Session:
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
+            "PERF_COUNT": profile,
         },
     )
     request = compiled.create_infer_request()
@@ -154,9 +186,17 @@ def _open_openvino(path: Path, batch: int, threads: int) -> Session:
 
     def run(images: np.ndarray) -> np.ndarray:
         result: np.ndarray = request.infer([images])[0]
+        if profile:
+            times: dict[str, float] = {}
+            for operator in request.profiling_info:
+                spent = operator.real_time.total_seconds()
+                times[operator.node_type] = times.get(operator.node_type, 0.0) + spent
+            profiled.append(times)
         return result
 
-    return Session(seconds, run, (batch, *shape), dtype)
+    profiled: list[dict[str, float]] = []
+    read_profile = (lambda: profiled) if profile else None
+    return Session(seconds, run, (batch, *shape), dtype, read_profile)
 
 
 def peak_memory(engine: str, path: str | os.PathLike[str], batch: int, threads: int) -> int:

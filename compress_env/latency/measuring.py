@@ -96,7 +96,7 @@ def measure_latency(
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, not {repeats}")
     threads = available_cores() if threads is None else threads
-    versions = installed_engines() if engines is None else _versions(engines)
+    versions = installed_engines() if engines is None else versions_of(engines)
     if not versions:
         raise ImportError(
             "latency needs onnxruntime or openvino: pip install 'compress-env[export]'"
@@ -142,13 +142,19 @@ def installed_engines() -> dict[str, str]:
     found = {}
     for engine in ENGINES:
         try:
-            found.update(_versions([engine]))
+            found.update(versions_of([engine]))
         except ImportError:
             continue
     return found
 
 
-def _versions(engines: Sequence[str]) -> dict[str, str]:
+def versions_of(engines: Sequence[str]) -> dict[str, str]:
+    """Versions of engines by name.
+
+    Raises:
+        ValueError: an engine is not known.
+        ImportError: an engine is not installed.
+    """
     versions = {}
     for engine in engines:
         if engine not in ENGINES:
