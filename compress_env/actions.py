@@ -252,7 +252,7 @@ class ActionDecoder:
         def scaled(factor: float) -> Choice:
             return Choice(self._round_counts(np.minimum(wanted * factor, self.sizes)), widths)
 
-        most = float((self.sizes / np.maximum(wanted, 1e-9)).max())
+        most = float((self.sizes / np.maximum(wanted, 1e-9)).max(initial=1.0))
         return scaled(self._largest(scaled, 0.0, min(most, 1e3)))
 
     def _largest(self, choice: Callable[[float], Choice], low: float, high: float) -> float:

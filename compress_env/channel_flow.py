@@ -12,6 +12,7 @@ channels) are replaced by modules of `compress_env.channel_modules`, which pruni
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -74,6 +75,7 @@ class _Walk:
         self.flow = ChannelFlow()
         self.values: dict[fx.Node, Value] = {}
         self.order: dict[str, int] = {}
+        self.replaced: Counter[str] = Counter()
 
     def visit(self, node: fx.Node) -> None:
         """Give the node a value, if it is a tensor or a tuple of tensors."""
@@ -405,8 +407,8 @@ class _Walk:
         self, node: fx.Node, stem: str, module: ChannelModule, source: fx.Node | None = None
     ) -> str:
         """Put a module in the place of an operation."""
-        taken = sum(name.startswith(stem) for name, _ in self.module.named_children())
-        name = f"{stem}_{taken}"
+        while (name := f"{stem}_{self.replaced[stem]}") in self.modules:
+            self.replaced[stem] += 1
         self.module.add_submodule(name, module)
         self.modules[name] = module
         node.args = (source if source is not None else node.all_input_nodes[0],)

@@ -124,7 +124,9 @@ class LayerGraph:
     @cached_property
     def group_atoms(self) -> tuple[np.ndarray, ...]:
         """For every group the indices of its atoms, in the order of its first layer's channels."""
-        return tuple(np.flatnonzero(self.atom_group == index) for index in range(len(self.groups)))
+        in_order = np.argsort(self.atom_group, kind="stable")[np.sum(self.atom_group == FROZEN) :]
+        ends = np.cumsum([group.size for group in self.groups], dtype=np.int64)
+        return tuple(np.split(in_order, ends)[: len(self.groups)])
 
     @cached_property
     def layer_index(self) -> Mapping[str, int]:
@@ -179,13 +181,16 @@ class LayerGraph:
         A grouped convolution stays one convolution only while its groups lose equally many.
         """
         cell = np.zeros(self.atom_group.size, dtype=np.int64)
+        cells = 1
         for layer in self.layers:
             if layer.kind != "grouped":
                 continue
-            for atoms in (layer.in_atoms, layer.out_atoms):
-                place = np.full(self.atom_group.size, -1, dtype=np.int64)
-                place[atoms] = np.arange(atoms.size) * layer.groups // atoms.size
-                _, cell = np.unique(np.stack([cell, place]), axis=1, return_inverse=True)
+            for channels in (layer.in_atoms, layer.out_atoms):
+                atoms, position = np.unique(channels, return_index=True)
+                place = position * layer.groups // channels.size
+                _, number = np.unique(cell[atoms] * layer.groups + place, return_inverse=True)
+                cell[atoms] = cells + number
+                cells += atoms.size
         return cell
 
     @cached_property

@@ -19,7 +19,7 @@ def is_layer(module: nn.Module) -> bool:
     computed from other parameters, cannot be cut like one.
     """
     kind: Any = type(module)
-    if not isinstance(getattr(module, "weight", None), nn.Parameter):
+    if module._parameters.get("weight") is None:  # where torch.fx does not look on
         return False
     if isinstance(module, nn.Conv2d):
         own = (kind.forward, kind._conv_forward)

@@ -296,6 +296,20 @@ def test_networks_and_splits_of_ones_own() -> None:
     assert named.step(zeros(named))[4]["bops"] == env.task.complexity(env.plan).bops
 
 
+@pytest.mark.filterwarnings("ignore:channels are left whole")
+def test_a_network_without_anything_to_prune_is_quantized() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.GroupNorm(1, 4), torch.nn.Conv2d(4, 4, 3),
+        torch.nn.GroupNorm(2, 4), torch.nn.Flatten(), torch.nn.Linear(64, 10),
+    )  # fmt: skip
+    for some in ({}, {"step_mode": "layer"}, {"bits": [8], "target_reduction": 0.93}):
+        options = {"target_reduction": 0.95, **some}
+        env = make(network=network, dataset=load_splits("digits"), **options)
+        assert not env.task.graph.groups
+        PaddedGraph(env).reset()
+        assert rollout(env, 0)[-1]["target_met"]
+
+
 def test_observations_stay_in_their_range() -> None:
     env = make(target_reduction=0.99, project_to_budget=False, max_steps=100)
     env.reset()

@@ -213,9 +213,10 @@ def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
 
 def _changed_too_early(steps: list[LayerStep | PlainStep]) -> fx.Node | None:
     """An addition done in place in a value that a later step still reads, or None."""
+    last = {node: place for place, step in enumerate(steps) for node in _reads(step)}
     for place, step in enumerate(steps):
         residual = step.residual if isinstance(step, LayerStep) else None
-        if residual is not None and any(residual in _reads(later) for later in steps[place + 1 :]):
+        if residual is not None and last[residual] > place:
             assert isinstance(step, LayerStep)
             return next(user for user in residual.users if user in _chain(step))
     return None
