@@ -9,7 +9,8 @@ For every network and plan, medians over repeats in one process on one machine:
    channels-last, at its best batch size;
 4. the same plan exported to ONNX and run in int8 by ONNX Runtime and OpenVINO (`--sessions`).
 
-Usage: python -m benchmarks.inner_loop [--json FILE] [--data-root DIR --weights-dir DIR] [--sessions]
+Usage: python -m benchmarks.inner_loop [--json FILE] [--sessions]
+           [--data-root DIR --weights-dir DIR]
 Random images and weights will do for the time; real ones are wanted for the agreement.
 """
 
@@ -143,7 +144,8 @@ def session_seconds(
     graph: LayerGraph, plan: CompressionPlan, images: torch.Tensor, calibration: torch.Tensor
 ) -> dict[str, float]:
     """Evaluation and session creation of the exported plan in other int8 engines."""
-    from compress_env.export import export_onnx, int8_sessions  # noqa: PLC0415
+    from compress_env.export import export_onnx  # noqa: PLC0415  (an extra)
+    from compress_env.latency import int8_sessions  # noqa: PLC0415
 
     figures: dict[str, float] = {}
     batch = 100
@@ -209,12 +211,15 @@ def load(
 
 def print_row(row: dict[str, Any]) -> None:
     """One readable line."""
+    peer, ours, floor, prepare = (
+        1e3 * row[f"{name}_seconds"] for name in ("peer", "ours", "float_floor", "prepare")
+    )
     print(
-        f"{row['network']:>9} {row['plan']:>9}  peer {row['peer_seconds'] * 1e3:8.1f} ms"
-        f"  ours {row['ours_seconds'] * 1e3:7.1f} ms"
-        f"  floor {row['float_floor_seconds'] * 1e3:7.1f} ms (batch {row['float_floor_batch']})  peer/ours {row['peer_over_ours']:5.1f}"
-        f"  floor/ours {row['floor_over_ours']:4.2f}  prepare {row['prepare_seconds'] * 1e3:5.1f} ms"
-        f" ({row['prepare_share']:.0%})  agreement {row['agreement']:.4f}",
+        f"{row['network']:>9} {row['plan']:>9}  peer {peer:8.1f} ms  ours {ours:7.1f} ms"
+        f"  floor {floor:7.1f} ms (batch {row['float_floor_batch']})"
+        f"  peer/ours {row['peer_over_ours']:5.1f}  floor/ours {row['floor_over_ours']:4.2f}"
+        f"  prepare {prepare:5.1f} ms ({row['prepare_share']:.0%})"
+        f"  agreement {row['agreement']:.4f}",
         flush=True,
     )
 
