@@ -116,9 +116,12 @@ def _smaller_grouped(
     rows = torch.from_numpy(np.flatnonzero(outputs))
     if even:
         conv = _smaller_conv(dense, rows, None, len(kept))
-        columns = [_indices(reads[group]).repeat(int(out_sizes[group]), 1) for group in kept]
-        index = torch.cat(columns)[:, :, None, None].expand(-1, -1, *dense.kernel_size)
-        conv.weight = _parameter(conv.weight.gather(1, index), dense.weight)
+        left = in_sizes[kept[0]]
+        if left < reads.shape[1]:  # every group gives up as many of its inputs, each its own
+            columns = np.nonzero(reads[kept])[1].reshape(len(kept), left)
+            index = torch.from_numpy(columns.repeat(out_sizes[kept[0]], 0))[:, :, None, None]
+            chosen = conv.weight.gather(1, index.expand(-1, -1, *dense.kernel_size))
+            conv.weight = _parameter(chosen, dense.weight)
         conv.in_channels = int(in_sizes.sum())
         return conv
     width = makes.shape[1]
