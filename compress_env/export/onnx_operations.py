@@ -89,11 +89,15 @@ def _binary(operation: str) -> Write:
 # -- pooling -------------------------------------------------------------------------------------
 
 
-def _window(kernel: Any, stride: Any, padding: Any, ceil_mode: bool) -> dict[str, Any]:
-    height, width = pair(padding)
+def _window(x: Tensor, kernel: Any, stride: Any, padding: Any, ceil_mode: bool) -> dict[str, Any]:
+    window, (height, width) = pair(kernel), pair(padding)
+    strides = window if stride in (None, [], ()) else pair(stride)
+    if ceil_mode:  # a window may reach beyond the padding, which not all runtimes allow
+        whole = (x.shape[-2] + 2 * height, x.shape[-1] + 2 * width)
+        window = (min(window[0], whole[0]), min(window[1], whole[1]))
     return {
-        "kernel_shape": pair(kernel),
-        "strides": pair(kernel if stride in (None, [], ()) else stride),
+        "kernel_shape": window,
+        "strides": strides,
         "pads": (height, width, height, width),
         "ceil_mode": int(ceil_mode),
     }
@@ -111,7 +115,7 @@ def _max_pool(
 ) -> str:
     if return_indices:
         raise cannot_be_written("operation 'max_pool2d' with return_indices")
-    window = _window(kernel_size, stride, padding, ceil_mode)
+    window = _window(x, kernel_size, stride, padding, ceil_mode)
     return graph.one("MaxPool", x.name, attributes=window | {"dilations": pair(dilation)})
 
 
@@ -127,7 +131,7 @@ def _average_pool(
 ) -> str:
     if divisor_override is not None:
         raise cannot_be_written("operation 'avg_pool2d' with divisor_override")
-    window = _window(kernel_size, stride, padding, ceil_mode)
+    window = _window(x, kernel_size, stride, padding, ceil_mode)
     counted = {"count_include_pad": int(count_include_pad)}
     return graph.one("AveragePool", x.name, attributes=window | counted)
 

@@ -25,6 +25,7 @@ from compress_env.export.onnx_operations import (
     write_layer_norm,
     write_prelu,
 )
+from compress_env.quantization import QuantizedLayer
 
 INPUT, OUTPUT = "images", "logits"
 """Names of the file's input and output."""
@@ -232,7 +233,12 @@ class OnnxWriter:
     def _wanted(self, node: fx.Node) -> CodeType | None:
         """The codes that a node reads, if it is a quantized layer."""
         module = self._module(node)
-        return None if module is None else CodeType.of(module, unsigned=self._integer)
+        if module is None:
+            return None
+        # ONNX Runtime (1.31 at least) fails on products of int8 codes in more than 2 dimensions.
+        linear = isinstance(module, QuantizedLayer) and isinstance(module.layer, nn.Linear)
+        product = linear and len(self._shapes[node]) > 2
+        return CodeType.of(module, unsigned=self._integer or product)
 
     def _readers(self, node: fx.Node) -> set[CodeType | None]:
         """The codes that are made of a node's value in the end; None if anything else is."""

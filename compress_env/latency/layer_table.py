@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from compress_env.latency.engines import available_cores
+from compress_env.latency.interpolation import LayerInterpolation, monotone
 from compress_env.latency.measuring import versions_of
 from compress_env.latency.single_layers import (
     LayerCase,
@@ -126,7 +127,7 @@ class LatencyTable:
                 table[kind, row, column] += times[case]
             if layer.kind == "depthwise":
                 table[:] = np.diagonal(table, axis1=1, axis2=2)[:, None, :].copy()
-            table = _monotone(table)
+            table = monotone(table)
             entries.append(LayerTimes(layer.name, inputs, outputs, table[0], table[1]))
         return _table(graph, entries, conditions)
 
@@ -141,11 +142,16 @@ class LatencyTable:
 
     def layer_milliseconds(self, kept_atoms: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """Milliseconds of every layer, float64 (layers,)."""
-        return self._interpolated.of(kept_atoms, np.asarray(bits).max(1) < FLOAT_BITS)
+        return self._interpolation.of(
+            kept_atoms, (np.asarray(bits).max(1) < FLOAT_BITS).astype(np.int64)
+        )
 
     @cached_property
-    def _interpolated(self) -> _Interpolation:
-        return _Interpolation(self)
+    def _interpolation(self) -> LayerInterpolation:
+        inputs = [layer.in_channels for layer in self.layers]
+        outputs = [layer.out_channels for layer in self.layers]
+        times = [np.stack([layer.float32, layer.int8]) for layer in self.layers]
+        return LayerInterpolation((inputs, outputs), (self.in_atoms, self.out_atoms), times)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table as JSON, atomically."""
@@ -192,65 +198,6 @@ _COLUMNS = (
     ("float32", np.float64),
     ("int8", np.float64),
 )
-
-
-class _Interpolation:
-    """A table in arrays, all layers at once."""
-
-    def __init__(self, table: LatencyTable) -> None:
-        self.rows = np.arange(len(table.layers))
-        self.atoms = [np.concatenate(table.in_atoms), np.concatenate(table.out_atoms)]
-        self.starts = [
-            np.cumsum([0, *(len(atoms) for atoms in side[:-1])])
-            for side in (table.in_atoms, table.out_atoms)
-        ]
-        self.grids = [
-            _padded([layer.in_channels for layer in table.layers]),
-            _padded([layer.out_channels for layer in table.layers]),
-        ]
-        shape = (2, len(table.layers), self.grids[0].shape[1], self.grids[1].shape[1])
-        self.times = np.zeros(shape)
-        for row, layer in enumerate(table.layers):
-            for kind, times in enumerate((layer.float32, layer.int8)):
-                padding = [
-                    (0, size - have) for size, have in zip(shape[2:], times.shape, strict=True)
-                ]
-                self.times[kind, row] = np.pad(times, padding, mode="edge")
-
-    def of(self, kept_atoms: np.ndarray, integer: np.ndarray) -> np.ndarray:
-        """Milliseconds (layers,)."""
-        places, shares = [], []
-        for atoms, starts, grid in zip(self.atoms, self.starts, self.grids, strict=True):
-            counts = np.add.reduceat(kept_atoms[atoms].astype(np.int64), starts)
-            place = np.clip((grid <= counts[:, None]).sum(1) - 1, 0, grid.shape[1] - 2)
-            low, high = grid[self.rows, place], grid[self.rows, place + 1]
-            places.append(place)
-            shares.append(np.clip((counts - low) / (high - low), 0.0, 1.0))
-        (i, j), (a, b) = places, shares
-        times = self.times[integer.astype(np.int64), self.rows]
-        rows = self.rows
-        below = (1 - b) * times[rows, i, j] + b * times[rows, i, j + 1]
-        above = (1 - b) * times[rows, i + 1, j] + b * times[rows, i + 1, j + 1]
-        result: np.ndarray = (1 - a) * below + a * above
-        return result
-
-
-def _monotone(table: np.ndarray) -> np.ndarray:
-    """Times (kinds, in, out) in which more channels never cost less, however noisy they were."""
-    most = np.maximum.accumulate(np.maximum.accumulate(table, 1), 2)
-    turned = np.minimum.accumulate(np.minimum.accumulate(table[:, ::-1, ::-1], 1), 2)
-    result: np.ndarray = (most + turned[:, ::-1, ::-1]) / 2
-    return result
-
-
-def _padded(grids: list[np.ndarray]) -> np.ndarray:
-    """Grids in one array, continued beyond their ends by numbers that are never reached."""
-    width = max(2, *(len(grid) for grid in grids))
-    padded = np.zeros((len(grids), width))
-    for row, grid in enumerate(grids):
-        beyond = 1e9 * np.arange(1, width - len(grid) + 1)
-        padded[row] = np.concatenate([grid, beyond])
-    return padded
 
 
 def _grid(
