@@ -28,7 +28,8 @@ def export_onnx(
     """Write a compressed (or dense) network as ONNX, in QDQ form at the scales of its plan.
 
     By default the file means exactly what the network computes: sums of products of codes, scaled,
-    plus a float bias, and floats between layers where the network has them. OpenVINO runs that in
+    plus a float bias, and floats between layers where the network has them; what is left to the
+    runtime is how a value in the very middle between two codes is rounded. OpenVINO runs that in
     integer kernels. ONNX Runtime's integer kernels want more: integer biases, and 8-bit codes
     behind every convolution. With `calibration_images` the file has both. It is then several times
     as fast there, and about as accurate, but no longer the same: where layers have few bits,
