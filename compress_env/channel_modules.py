@@ -36,7 +36,7 @@ class SelectChannels(ChannelModule):
         """Select from (N, C, ...) the channels: (N, kept, ...)."""
         if self.start is not None:
             return x.narrow(1, self.start, self.index.numel())
-        return x.index_select(1, self.index)
+        return x.index_select(1, self.index.to(x.device))
 
     def extra_repr(self) -> str:
         """Number of channels, for printing."""

@@ -65,8 +65,14 @@ def _indices(mask: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.flatnonzero(mask))
 
 
+def _picked(tensor: torch.Tensor, dim: int, indices: torch.Tensor) -> torch.Tensor:
+    """A copy of some rows or columns, where the tensor is."""
+    return tensor.detach().index_select(dim, indices.to(tensor.device))
+
+
 def _parameter(value: torch.Tensor, like: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach().clone(), requires_grad=like.requires_grad)
+    """A parameter of values that were picked from those of another, and so are a copy."""
+    return nn.Parameter(value.detach(), requires_grad=like.requires_grad)
 
 
 def _smaller_layer(layer: Layer, dense: nn.Module, kept_atoms: np.ndarray) -> nn.Module:
@@ -74,10 +80,10 @@ def _smaller_layer(layer: Layer, dense: nn.Module, kept_atoms: np.ndarray) -> nn
     inputs, outputs = kept_atoms[layer.in_atoms], kept_atoms[layer.out_atoms]
     if isinstance(dense, nn.Linear):
         linear = _shallow(dense)
-        weight = dense.weight[_indices(outputs)][:, _indices(inputs)]
+        weight = _picked(_picked(dense.weight, 0, _indices(outputs)), 1, _indices(inputs))
         linear.weight = _parameter(weight, dense.weight)
         if dense.bias is not None:
-            linear.bias = _parameter(dense.bias[_indices(outputs)], dense.bias)
+            linear.bias = _parameter(_picked(dense.bias, 0, _indices(outputs)), dense.bias)
         linear.in_features, linear.out_features = int(inputs.sum()), int(outputs.sum())
         return linear
     assert isinstance(dense, nn.Conv2d)
@@ -91,10 +97,12 @@ def _smaller_conv(
 ) -> nn.Conv2d:
     """Keep these output rows and, unless None, these input columns of the weights."""
     conv = _shallow(dense)
-    weight = dense.weight[outputs] if inputs is None else dense.weight[outputs][:, inputs]
+    weight = _picked(dense.weight, 0, outputs)
+    if inputs is not None:
+        weight = _picked(weight, 1, inputs)
     conv.weight = _parameter(weight, dense.weight)
     if dense.bias is not None:
-        conv.bias = _parameter(dense.bias[outputs], dense.bias)
+        conv.bias = _parameter(_picked(dense.bias, 0, outputs), dense.bias)
     conv.groups = groups
     conv.in_channels, conv.out_channels = weight.shape[1] * groups, weight.shape[0]
     return conv
@@ -120,6 +128,7 @@ def _smaller_grouped(
         if left < reads.shape[1]:  # every group gives up as many of its inputs, each its own
             columns = np.nonzero(reads[kept])[1].reshape(len(kept), left)
             index = torch.from_numpy(columns.repeat(out_sizes[kept[0]], 0))[:, :, None, None]
+            index = index.to(conv.weight.device)
             chosen = conv.weight.gather(1, index.expand(-1, -1, *dense.kernel_size))
             conv.weight = _parameter(chosen, dense.weight)
         conv.in_channels = int(in_sizes.sum())
@@ -136,7 +145,7 @@ def _smaller_grouped(
         elif dense.bias is None:
             biases.append(dense.weight.new_zeros(len(own)))
         else:
-            biases.append(_parameter(dense.bias[own], dense.bias))
+            biases.append(_parameter(_picked(dense.bias, 0, own), dense.bias))
     return UnevenGroupedConv2d(parts, in_sizes[kept].tolist(), biases, _geometry(dense))
 
 
@@ -166,10 +175,10 @@ def _smaller_module(dense: nn.Module, kept: np.ndarray) -> nn.Module:
     indices = _indices(kept)
     for name, parameter in dense._parameters.items():
         if parameter is not None:
-            setattr(module, name, _parameter(parameter[indices], parameter))
+            setattr(module, name, _parameter(_picked(parameter, 0, indices), parameter))
     for name, buffer in dense._buffers.items():
         if buffer is not None:
-            module._buffers[name] = buffer[indices].clone() if buffer.dim() else buffer.clone()
+            module._buffers[name] = _picked(buffer, 0, indices) if buffer.dim() else buffer.clone()
     if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.PReLU)):
         size = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
         setattr(module, size, int(kept.sum()))

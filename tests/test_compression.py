@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 
 import numpy as np
 import pytest
 import torch
-from samples import every_network, float_plan, liven, outputs, random_masks, sample
+from samples import assert_close, every_network, float_plan, liven, outputs, random_masks, sample
 from torch import nn
 
 import compress_env
@@ -129,3 +130,21 @@ def test_norm_without_statistics_of_its_own_is_not_folded() -> None:
     quantized = compress_env.compress(graph, plan, images)
     floating = compress_env.compress(graph, float_plan(graph, masks), images)
     assert torch.allclose(outputs(quantized, images), outputs(floating, images), atol=0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"])
+def test_networks_on_a_gpu_are_compressed_there(name: str) -> None:
+    found = sample(name)
+    masks = random_masks(found.graph, "any share", 0)
+    expected = compress_env.compress(found.graph, float_plan(found.graph, masks), found.images)
+    images = found.images.cuda()
+    graph = trace(copy.deepcopy(found.network).cuda(), found.graph.input_shape)
+    for bits in (32, 8):
+        widths = np.full(len(graph.layers), bits)
+        plan = CompressionPlan.of(graph, masks, widths, widths)
+        network = compress_env.compress(graph, plan, images)
+        result = outputs(network, images)
+        assert result.is_cuda
+        if bits == 32:
+            assert_close(result.cpu(), outputs(expected, found.images), 1e-2)
