@@ -1,9 +1,10 @@
 """What tracing finds in every network, and how long it takes.
 
 For every network of `benchmarks.network_list`, at the image size it is made for: layers, coupling
-groups, MACs and parameters of the dense network; and medians of the time to trace and group it,
-to build the network of a plan that keeps 70% of the channels, and to build an observation. Below,
-the same per layer for the ResNets of the papers: none of it grows faster than the network.
+groups, MACs and parameters of the dense network; and medians of the processor time, with one
+thread, to trace and group it, to build the network of a plan that keeps 70% of the channels, and to
+build an observation. Below, the same per layer for the ResNets of the papers: none of it grows
+faster than the network.
 
 Usage: python -m benchmarks.networks [NAME ...] [--repeats N] [--json FILE] [--markdown FILE]
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import torch
@@ -68,13 +69,16 @@ class Measured:
 
 
 def milliseconds(run: Callable[[], object], repeats: int) -> float:
-    """Median wall time of a call, after one that is not counted."""
+    """Median processor time of a call, after one that is not counted.
+
+    With one thread that is the wall time on an idle machine, and other work does not disturb it.
+    """
     run()
     times = []
     for _ in range(repeats):
-        start = perf_counter()
+        start = process_time()
         run()
-        times.append(perf_counter() - start)
+        times.append(process_time() - start)
     return 1000 * median(times)
 
 
@@ -165,7 +169,7 @@ def page(found: list[Measured], repeats: int) -> str:
 
 Made by `{COMMAND}` with Python {platform.python_version()} and PyTorch
 {torch.__version__.split("+")[0]} on one core of an {platform.machine()} machine without GPU:
-medians of {repeats} runs.
+medians of the processor time of {repeats} runs with one thread.
 
 - *trace*: run `torch.fx`, follow every channel, find the coupling groups (once per environment).
 - *prune*: build the network of a plan that keeps {KEPT:.0%} of the channels.

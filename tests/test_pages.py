@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import environment_pages, networks
+from benchmarks.network_list import LISTED
 
 
 def test_committed_pages_are_what_the_registry_gives() -> None:
@@ -33,3 +35,20 @@ def test_networks_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "40.55" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         networks.main(["resnet21"])
+
+
+@pytest.mark.slow
+def test_networks_are_traced_pruned_and_observed_fast_enough() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # processor time is measured
+    found = {
+        name: networks.measure(LISTED[name], repeats=9)
+        for name in ("resnet20", "resnet56", "resnet110", "resnet50_imagenet")
+    }
+    torch.set_num_threads(threads)
+    assert found["resnet110"].trace_ms < 2000
+    assert found["resnet50_imagenet"].trace_ms < 2000
+    assert found["resnet56"].prune_ms < 30
+    small, large = found["resnet20"], found["resnet110"]
+    for step in ("trace_ms", "prune_ms", "observe_ms"):  # linear, with room for a busy machine
+        assert getattr(large, step) / getattr(small, step) < 2 * large.layers / small.layers
