@@ -43,7 +43,8 @@ def export_onnx(
         input_shape: channels, height and width of an image.
         path: of the file. It is written atomically.
         plan: kept in the file's metadata: "plan" is its JSON, "network" its network.
-        low_bit_storage: whether weights of 4 bits and fewer are stored as INT4, else as INT8.
+        low_bit_storage: whether weights of 4 bits and fewer are stored as INT4, else as INT8. ONNX
+            Runtime reads INT4 from version 1.23.
         calibration_images: None for the exact form; for the integer form, float32
             (images, channels, height, width), normalised: the ranges of results come from them.
 

@@ -201,8 +201,10 @@ def _write_weights(graph: OnnxGraph, part: _Part, four_bits: bool, transposed: b
     else:
         stored = graph.constant((weight * factors).astype(np.int8))
     scale = graph.constant((part.scale / factor).astype(np.float32))
-    axis = {"axis": int(transposed)}
-    return graph.one("DequantizeLinear", stored, scale, attributes=axis)
+    inputs = [stored, scale]
+    if isinstance(part.module, nn.Linear):  # ONNX Runtime before 1.24 wants the zeros spelled out
+        inputs.append(graph.constant(np.zeros(len(part.scale), np.int8)))
+    return graph.one("DequantizeLinear", *inputs, attributes={"axis": int(transposed)})
 
 
 def _write_integer_bias(graph: OnnxGraph, part: _Part, bias: np.ndarray, input_scale: float) -> str:
