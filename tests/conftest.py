@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+# Two test processes share two cores: more threads only get in each other's way. This counts for the
+# processes that tests start, too, and has to be said before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -14,8 +19,7 @@ sys.path.insert(0, str(ROOT))  # so that `benchmarks` can be imported from anywh
 
 from compress_env.task import CompressionTask  # noqa: E402
 
-# The suite is meant for two cores; more threads only get in each other's way on small networks.
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1)
 
 # The same examples at every run: a failure here is a failure everywhere. Most examples are seeds,
 # which cannot be made simpler.
