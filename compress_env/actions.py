@@ -314,7 +314,8 @@ def check_arguments(
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, not '{metric}'")
     if not isinstance(target_reduction, (int, float)) or not 0.0 < target_reduction < 1.0:
         raise ValueError(f"target_reduction must be above 0 and below 1, not {target_reduction!r}")
-    widths = list(bits) if isinstance(bits, (Sequence, np.ndarray)) else [bits]
+    listed = isinstance(bits, (Sequence, np.ndarray)) and not isinstance(bits, str)
+    widths = list(bits) if listed else []
     whole = all(isinstance(b, (int, np.integer)) and b in ALLOWED_BITS for b in widths)
     if not widths or not whole or (FLOAT_BITS in widths and len({*widths}) > 1):
         raise ValueError(

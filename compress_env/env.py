@@ -160,8 +160,10 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             raise ValueError(f"step_mode must be one of {', '.join(STEP_MODES)}, not '{step_mode}'")
         if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
             raise ValueError(f"max_steps must be a whole number from 1, not {max_steps!r}")
-        if isinstance(reward, str) and reward not in REWARDS:
+        if reward not in REWARDS if isinstance(reward, str) else not callable(reward):
             raise ValueError(f"reward must be one of {', '.join(REWARDS)}, not '{reward}'")
+        if not isinstance(project_to_budget, bool):
+            raise ValueError(f"project_to_budget must be True or False, not {project_to_budget!r}")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be 'ansi' or 'rgb_array', not '{render_mode}'")
         check_arguments(target_reduction, metric, bits, first_last_bits, channel_multiple)

@@ -23,6 +23,7 @@ from torch import fx, nn
 from compress_env.channel_flow import follow_channels
 from compress_env.channel_modules import SelectChannels
 from compress_env.channel_values import ChannelFlow
+from compress_env.functionalize import check_same, functionalize
 from compress_env.tracing import record_shapes, symbolic_trace
 
 FROZEN = -1
@@ -223,7 +224,9 @@ def trace(network: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Layer
     """
     channels, height, width = (int(size) for size in input_shape)
     module = symbolic_trace(network.eval())
+    functionalize(module)
     flow = follow_channels(module, (channels, height, width))
+    check_same(network, module, (channels, height, width))
     if not flow.layers:
         raise ValueError("network: it has no Conv2d or Linear layer, so nothing to compress")
     if flow.unknown:

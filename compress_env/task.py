@@ -95,7 +95,8 @@ class CompressionTask:
         _check_count("calibration_images", calibration_images)
         _check_count("seed", seed, least=0)
         _check_count("finetune_steps", finetune_steps, least=0)
-        if isinstance(importance, str) and importance not in IMPORTANCES:
+        known = isinstance(importance, str) and importance in IMPORTANCES
+        if not known and (isinstance(importance, str) or not callable(importance)):
             raise ValueError(
                 f"importance must be one of {', '.join(IMPORTANCES)}, not '{importance}'"
             )

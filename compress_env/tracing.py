@@ -21,6 +21,8 @@ def is_layer(module: nn.Module) -> bool:
     kind: Any = type(module)
     if module._parameters.get("weight") is None:  # where torch.fx does not look on
         return False
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
     if isinstance(module, nn.Conv2d):
         own = (kind.forward, kind._conv_forward)
         return own == (nn.Conv2d.forward, nn.Conv2d._conv_forward)

@@ -124,7 +124,8 @@ def test_table_is_a_cost(table: LatencyTable, graph: LayerGraph, tmp_path: Path)
         some[graph.atom_group >= 0] = rng.random(int((graph.atom_group >= 0).sum())) < 0.7
         fewer = some & (rng.random(some.size) < 0.7) | (graph.atom_group < 0)
         bits = np.full((layers, 2), 8)
-        assert table(fewer, bits) <= table(some, bits) <= table(everything, bits)
+        costs = [table(atoms, bits) for atoms in (fewer, some, everything)]
+        assert np.all(np.diff(costs) >= -1e-12 * costs[-1])  # sums round
     table.save(tmp_path / "table.json")
     again = LatencyTable.load(tmp_path / "table.json", graph)
     assert again.conditions == table.conditions

@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from compress_env.compression import BatchNorm, calibrate, norm_as_affine
 from compress_env.evaluation.cache import BoundedCache
+from compress_env.evaluation.evaluator import logits_of
 from compress_env.evaluation.kernels import (
     SIGNED_ZERO_POINT,
     CodeFormat,
@@ -90,6 +91,7 @@ class FastEngine:
         self.batch_size = batch_size or max(1, min(125, BATCH_BYTES * 3 // image_bytes))
         self.program = Program(graph)
         self._input_sizes = _input_sizes(graph)
+        self._fused = {s.layer for s in self.program.steps if isinstance(s, LayerStep)}
         self._weights: BoundedCache[Any] = BoundedCache(cache_bytes)
         self._networks: BoundedCache[_Pruned] = BoundedCache(cache_bytes)
         # The images that were seen last, of whatever size.
@@ -169,8 +171,7 @@ class FastEngine:
             for node in step.dead:
                 del values[node]
         result = fx.node.map_arg(self.program.result, lambda node: values[node])
-        logits: torch.Tensor = result[0] if isinstance(result, (tuple, list)) else result
-        return logits
+        return logits_of(result)
 
     # -- preparing ---------------------------------------------------------------------------
 
@@ -180,7 +181,13 @@ class FastEngine:
         pruned: _Pruned = self._networks.get(kept.tobytes(), lambda: self._prune(kept))
         self._fill_scales(pruned, plan)
         layers = [self._layer(index, plan, pruned, kept) for index in range(len(self.graph.layers))]
-        return Prepared(layers, pruned.modules.__getitem__)
+        # A layer that is used twice is in no fused step: it is called by its name.
+        shared = {
+            self.graph.layers[index].name: layer
+            for index, layer in enumerate(layers)
+            if index not in self._fused
+        }
+        return Prepared(layers, {**pruned.modules, **shared}.__getitem__)
 
     def _prune(self, kept: np.ndarray) -> _Pruned:
         modules = pruned_modules(self.graph, kept)
@@ -221,6 +228,7 @@ class FastEngine:
         scale = pruned.scales.get((index, activation_bits), torch.ones(()))
         if (
             isinstance(module, nn.Conv2d)
+            and index in self._fused
             and is_supported(module)
             and max(weight_bits, activation_bits) < FLOAT_BITS
             and module.weight.device.type == "cpu"

@@ -16,9 +16,11 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from compress_env.channel_modules import PadChannels
 from compress_env.layer_graph import LayerGraph
 
 _RELU = (torch.relu, functional.relu, "relu", "relu_")
+_ALLOCATING = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.ReLU, PadChannels)
 _ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -159,11 +161,7 @@ class Program:
     def _owns_memory(self, node: fx.Node) -> bool:
         """Whether a value shares its memory with no other: it was computed, not viewed."""
         if node.op == "call_module":
-            module = self.graph.module.get_submodule(str(node.target))
-            name = type(module).__name__
-            if isinstance(module, (nn.Identity, nn.Dropout)) or name == "SelectChannels":
-                return False
-            return not getattr(module, "inplace", False) or self._owns_memory(node.args[0])  # type: ignore[arg-type]
+            return isinstance(self.graph.module.get_submodule(str(node.target)), _ALLOCATING)
         return node.target in _ADD or node.target in _RELU
 
     def _is_relu(self, node: fx.Node) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from compress_env.compression import compress
+from compress_env.evaluation.evaluator import logits_of
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import CompressionPlan
 
@@ -36,4 +37,4 @@ class ReferenceEngine:
         # The order of the fast engine, so that float operations round alike.
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            return torch.cat([network(batch) for batch in images.split(self.batch_size)])
+            return torch.cat([logits_of(network(batch)) for batch in images.split(self.batch_size)])

@@ -126,7 +126,7 @@ def _build_imported(name: str, num_classes: int) -> nn.Module:
         raise ValueError(f"network {name!r}: {module_name} has no callable {attribute!r}")
     try:
         network = factory(**_class_argument(factory, num_classes))
-    except TypeError as error:
+    except Exception as error:  # the user's own code
         raise ValueError(f"network {name!r}: calling the factory failed: {error}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"network {name!r} must give an nn.Module, got {type(network).__name__}")
