@@ -23,7 +23,10 @@ from compress_env.pruning import prune
 from compress_env.quantization import QuantizedLayer
 
 COMPRESSED_FILE = "compressed.safetensors"
-"""Its name in the folder of a run."""
+"""Name of the file in the folder of a fine-tuning."""
+
+FINETUNED_FOLDER = "finetuned"
+"""Name of that folder in the folder of a run."""
 
 _FORMAT = "compress-env 1"
 _CHUNK = 1 << 20
@@ -72,7 +75,8 @@ def load_compressed(path: str | os.PathLike[str], network: nn.Module | None = No
     """Build a compressed network from its file.
 
     Args:
-        path: the file, or the folder of the run that holds it.
+        path: the file, the folder of a fine-tuning that holds it, or the folder of a run that
+            holds that one under the name "finetuned".
         network: the dense network, where it has no name by which it can be built; its weights do
             not matter.
 
@@ -84,11 +88,7 @@ def load_compressed(path: str | os.PathLike[str], network: nn.Module | None = No
         ValueError: there is no such file, it does not hold a compressed network, or not one of
             this `network`.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / COMPRESSED_FILE
-    if not file.is_file():
-        raise ValueError(f"path: there is no compressed network at {file}")
+    file = find_compressed(path)
     metadata = read_metadata(file)
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"path: {file} does not hold a compressed network")
@@ -99,6 +99,25 @@ def load_compressed(path: str | os.PathLike[str], network: nn.Module | None = No
     except (KeyError, ValueError, OSError, SafetensorError) as error:
         raise ValueError(f"path: {file} is damaged: {error}") from error
     return _filled(_skeleton(name, classes, shape, plan, network), state, file)
+
+
+def find_compressed(path: str | os.PathLike[str]) -> Path:
+    """The file of a compressed network, from what `load_compressed` takes.
+
+    Raises:
+        ValueError: there is none.
+    """
+    given = Path(path)
+    places = (given, given / COMPRESSED_FILE, given / FINETUNED_FOLDER / COMPRESSED_FILE)
+    for place in places:
+        if place.is_file():
+            return place
+    if given.is_dir():
+        raise ValueError(
+            f"path: there is no compressed network in {given} (no {COMPRESSED_FILE}, nor one in a "
+            f"folder {FINETUNED_FOLDER})"
+        )
+    raise ValueError(f"path: there is no compressed network at {given}")
 
 
 def _skeleton(

@@ -139,10 +139,13 @@ class CompressionPlan:
         Raises:
             ValueError: not a plan, or a plan for another network; names the first difference.
         """
-        if not isinstance(data, dict) or data.get("format") != 1:
+        if not isinstance(data, dict) or not _is_whole(data.get("format")) or data["format"] != 1:
             raise ValueError('plan: not a compression plan (its "format" must be 1)')
-        if network is not None and data.get("network") not in ("", network):
-            raise ValueError(f"plan: it is for network '{data.get('network')}', not '{network}'")
+        own = data.get("network", "")
+        if not isinstance(own, str):
+            raise ValueError(f'plan: its "network" must be a name, not {own!r}')
+        if network is not None and own not in ("", network):
+            raise ValueError(f"plan: it is for network '{own}', not '{network}'")
         try:
             _check_names("coupling group", data["groups"], [g.name for g in graph.groups])
             _check_names("layer", data["layers"], [layer.name for layer in graph.layers])
@@ -150,17 +153,15 @@ class CompressionPlan:
                 _read_kept(group.name, group.size, data["groups"][group.name])
                 for group in graph.groups
             ]
-            bits = np.array(
-                [
-                    [data["layers"][layer.name][key] for layer in graph.layers]
-                    for key in ("weight_bits", "activation_bits")
-                ]
+            weight_bits, activation_bits = (
+                [_read_bits(layer.name, key, data["layers"][layer.name]) for layer in graph.layers]
+                for key in ("weight_bits", "activation_bits")
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"plan: an entry is missing or of the wrong type: {error}") from error
-        if bits.dtype.kind != "i":
-            raise ValueError("plan: bit-widths must be whole numbers")
-        return CompressionPlan.of(graph, kept, bits[0], bits[1], str(data.get("network", "")))
+        return CompressionPlan.of(
+            graph, kept, np.array(weight_bits), np.array(activation_bits), own
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, atomically."""
@@ -176,9 +177,11 @@ class CompressionPlan:
         """Read a plan from JSON and check it against the network it is for.
 
         Raises:
-            ValueError: the file is no plan, or a plan for another network.
+            ValueError: the file is no plan, or a plan for another network; or it is a folder.
             FileNotFoundError: there is no such file.
         """
+        if Path(path).is_dir():
+            raise ValueError(f"plan: {path} is a folder, not the file of a plan")
         try:
             data = json.loads(Path(path).read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -194,15 +197,29 @@ def _check_names(what: str, found: dict[str, Any], expected: list[str]) -> None:
         raise ValueError(f"plan: it is for another network: {what}s differ ({first})")
 
 
+def _is_whole(value: Any) -> bool:
+    """Whether a value from JSON is a whole number; true and false, which Python counts, are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _read_bits(name: str, key: str, entry: dict[str, Any]) -> int:
+    bits = entry[key]
+    if not _is_whole(bits):
+        raise ValueError(
+            f"plan: bit-widths must be whole numbers, but {key} of layer '{name}' is {bits!r}"
+        )
+    return int(bits)
+
+
 def _read_kept(name: str, size: int, entry: dict[str, Any]) -> np.ndarray:
-    if entry["channels"] != size:
+    if not _is_whole(entry["channels"]) or entry["channels"] != size:
         raise ValueError(
             f"plan: it is for another network: group '{name}' has {entry['channels']} channels "
             f"there and {size} here"
         )
     indices = entry["kept"]
     if not isinstance(indices, list) or not all(
-        isinstance(index, int) and 0 <= index < size for index in indices
+        _is_whole(index) and 0 <= index < size for index in indices
     ):
         raise ValueError(f"plan: kept channels of group '{name}' must be from 0 to {size - 1}")
     mask = np.zeros(size, dtype=bool)

@@ -59,6 +59,8 @@ def test_file_is_written_whole_and_read_back(graph: LayerGraph, tmp_path: Path) 
     (tmp_path / "broken.json").write_text('{"format": 1,')
     with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
         CompressionPlan.load(tmp_path / "broken.json", graph)
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder"):
+        CompressionPlan.load(tmp_path, graph)
 
 
 def test_plans_for_other_networks_are_refused(graph: LayerGraph) -> None:
@@ -79,6 +81,9 @@ def test_plans_for_other_networks_are_refused(graph: LayerGraph) -> None:
     ("path", "value", "words"),
     [
         (("format",), 2, '"format" must be 1'),
+        (("format",), True, '"format" must be 1'),
+        (("network",), None, '"network" must be a name, not None'),
+        (("groups", "conv1", "kept"), [True, False], "group 'conv1' must be from 0 to 15"),
         (("groups", "conv1", "kept"), [], "group 'conv1' must keep at least one"),
         (("groups", "conv1", "kept"), [16], "group 'conv1' must be from 0 to 15"),
         (("groups", "conv1", "kept"), [0.5], "group 'conv1' must be from 0 to 15"),
@@ -86,6 +91,7 @@ def test_plans_for_other_networks_are_refused(graph: LayerGraph) -> None:
         (("groups", "conv1"), [1, 2], "missing or of the wrong type"),
         (("layers", "linear", "weight_bits"), 9, "'linear' has 9 weight bits; allowed are 2, 3"),
         (("layers", "linear", "weight_bits"), 4.5, "bit-widths must be whole numbers"),
+        (("layers", "linear", "activation_bits"), True, "of layer 'linear' is True"),
         (("layers", "linear", "weight_bits"), "4", "bit-widths must be whole numbers"),
         (("layers", "linear"), {}, "missing or of the wrong type"),
         (("layers",), None, "missing or of the wrong type"),
