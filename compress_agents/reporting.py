@@ -18,7 +18,7 @@ from compress_agents.runs import RunFolder, write_json
 from compress_env.env import JointPruneQuantEnv
 from compress_env.plan import CompressionPlan
 
-__all__ = ["differences", "finish", "measure", "report_table"]
+__all__ = ["describe", "differences", "finish", "measure", "report_table"]
 
 
 class NoPlanError(ValueError):
@@ -65,6 +65,28 @@ def measure(env: JointPruneQuantEnv, plan: CompressionPlan) -> dict[str, Any]:
     }
 
 
+def describe(env: JointPruneQuantEnv) -> dict[str, Any]:
+    """What else a reader of the report wants to know without the data at hand.
+
+    Args:
+        env: the environment, for its task.
+
+    Returns:
+        A part of the report: shape of the images, outputs of the network, costs of uniform bits.
+    """
+    task = env.task
+    uniform = task.complexity(env.decoder.plan(env.decoder.base))
+    return {
+        "input_shape": list(task.graph.input_shape),
+        "num_classes": task.splits.num_classes,
+        "num_calibration_images": len(task.calibration.labels),
+        "uniform_macs": uniform.macs,
+        "uniform_bops": uniform.bops,
+        "uniform_params": uniform.params,
+        "uniform_size_bits": uniform.size_bits,
+    }
+
+
 def finish(
     config: SearchConfig, folder: RunFolder, env: JointPruneQuantEnv, record: Record
 ) -> dict[str, Any]:
@@ -80,6 +102,7 @@ def finish(
         )
     report = {
         **measure(env, record.best.plan),
+        **describe(env),
         "method": _method(config),
         "env_id": config.env_id,
         "reward": config.reward,
