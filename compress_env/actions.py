@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress_env.complexity import METRICS, ComplexityModel
+from compress_env.complexity import LATENCY, METRICS, ComplexityModel, reduction
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import ALLOWED_BITS, FLOAT_BITS, CompressionPlan
 
@@ -44,7 +44,7 @@ class ActionDecoder:
         costs: its complexity model.
         ranks: int64 (atoms,), the order in which channels are kept (`rank_channels`).
         bits: allowed bit-widths, from 2 to 8, or only 32 to prune alone.
-        metric: one of `METRICS`, or the name of `cost`.
+        metric: one of `METRICS`, or `LATENCY`, which needs `cost`.
         target_reduction: share of the dense cost that must go, above 0 and below 1.
         first_last_bits: bits of the first and the last layers, or None to search these too.
         channel_multiple: kept counts are multiples of this (or everything), at least 1.
@@ -69,8 +69,9 @@ class ActionDecoder:
         cost: Callable[[np.ndarray, np.ndarray], float] | None = None,
     ) -> None:
         self.graph, self.costs, self.ranks, self.network = graph, costs, ranks, network
-        known = metric if cost is None else METRICS[0]
-        check_arguments(target_reduction, known, bits, first_last_bits, channel_multiple)
+        check_arguments(target_reduction, metric, bits, first_last_bits, channel_multiple)
+        if (metric == LATENCY) != (cost is not None):
+            raise ValueError(f"cost must be given for metric '{LATENCY}', and for no other")
         self.allowed = np.array(sorted({int(b) for b in bits}), dtype=np.int64)
         self.metric, self.target_reduction = metric, target_reduction
         self._cost = cost or self._metric_cost
@@ -89,6 +90,7 @@ class ActionDecoder:
             np.ones(graph.atom_group.size, dtype=bool), np.full((layers, 2), FLOAT_BITS)
         )
         self.budget = (1.0 - target_reduction) * self.dense_cost
+        self.paid = self._paid_bits()
         self.base = self._base()
         self.span = np.maximum(
             self.allowed[-1] - self.base.bits, self.base.bits - self.allowed[0]
@@ -168,9 +170,9 @@ class ActionDecoder:
         return self.cost_of(Choice(counts, bits)) <= self.budget
 
     def _lower_once(self, index: int, own: list[int], counts: np.ndarray, bits: np.ndarray) -> bool:
-        """Lower the wider of a layer's two bit-widths by one step, or else its channels."""
-        if not self.fixed[index]:
-            which = int(bits[index, 1] >= bits[index, 0])
+        """Lower the wider of a layer's bit-widths that cost something, or else its channels."""
+        if not self.fixed[index] and self.paid.any():
+            which = int(not self.paid[0] or (self.paid[1] and bits[index, 1] >= bits[index, 0]))
             place = int(np.searchsorted(self.allowed, bits[index, which]))
             if place > 0:
                 bits[index, which] = self.allowed[place - 1]
@@ -207,8 +209,27 @@ class ActionDecoder:
         """Cost of a choice in the metric."""
         return self._cost(self.kept_atoms(choice.counts), choice.bits)
 
+    def reduction(self, plan: CompressionPlan) -> float:
+        """Share of the dense network's cost that a plan saves, in the metric."""
+        bits = np.stack([plan.weight_bits, plan.activation_bits], axis=1)
+        return reduction(self._cost(plan.kept_atoms(self.graph), bits), self.dense_cost)
+
     def _metric_cost(self, kept: np.ndarray, bits: np.ndarray) -> float:
         return float(self.costs.count(kept, bits[:, 0], bits[:, 1]).of(self.metric))
+
+    def _paid_bits(self) -> np.ndarray:
+        """Whether weight bits and activation bits cost anything: bool (2,).
+
+        No bits do in MACs and parameters, those of weights alone in size.
+        """
+        everything = np.ones(self.graph.atom_group.size, dtype=bool)
+        highest = np.full((len(self.fixed), 2), self.allowed[-1])
+        paid = np.zeros(2, dtype=bool)
+        for which in (0, 1):
+            lower = highest.copy()
+            lower[:, which] = self.allowed[0]
+            paid[which] = self._cost(everything, lower) < self._cost(everything, highest)
+        return paid
 
     # -- rounding and projection -----------------------------------------------------------------
 
@@ -230,24 +251,23 @@ class ActionDecoder:
         return Choice(self.multiples.copy(), bits)
 
     def _project(self, wanted: np.ndarray, bits: np.ndarray) -> Choice:
-        """Shift all bits by one number, as far up as the budget allows.
+        """Shift all bits that cost something by one number, as far up as the budget allows.
 
         Where even the lowest bits cost too much, or bits cost nothing, all kept shares are scaled
         by one number instead. Equal requests differ by a tie break, so that the projection can
-        lower some layers and not others.
+        lower some layers and not others. Bits that cost nothing stay as requested.
         """
         counts = self._round_counts(wanted)
         tied = bits + self._ties
         reach = float(self.allowed[-1] - self.allowed[0]) + float(np.abs(bits).max())
 
         def shifted(offset: float) -> Choice:
-            return Choice(counts, self._round_bits(tied + offset))
+            return Choice(counts, self._round_bits(tied + offset * self.paid))
 
         lowest = shifted(-reach)
-        free = self.cost_of(shifted(reach)) == self.cost_of(lowest)
-        if not free and self.target_met(lowest):
+        if self.paid.any() and self.target_met(lowest):
             return shifted(self._largest(shifted, -reach, reach))
-        widths = shifted(0.0).bits if free else lowest.bits
+        widths = lowest.bits
 
         def scaled(factor: float) -> Choice:
             return Choice(self._round_counts(np.minimum(wanted * factor, self.sizes)), widths)
@@ -310,8 +330,9 @@ def check_arguments(
     Raises:
         ValueError: names the argument and what is allowed.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not '{metric}'")
+    if metric not in (*METRICS, LATENCY):
+        allowed = ", ".join((*METRICS, LATENCY))
+        raise ValueError(f"metric must be one of {allowed}, not '{metric}'")
     if not isinstance(target_reduction, (int, float)) or not 0.0 < target_reduction < 1.0:
         raise ValueError(f"target_reduction must be above 0 and below 1, not {target_reduction!r}")
     listed = isinstance(bits, (Sequence, np.ndarray)) and not isinstance(bits, str)

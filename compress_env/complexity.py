@@ -15,7 +15,10 @@ from compress_env.layer_graph import LayerGraph
 from compress_env.plan import FLOAT_BITS, CompressionPlan
 
 METRICS = ("bops", "macs", "params", "size")
-"""What a reduction can be measured in."""
+"""What a reduction can be counted in."""
+
+LATENCY = "latency"
+"""What it can be measured in besides, by `compress_env.latency.LatencyTable`."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,6 @@ def complexity(graph: LayerGraph, plan: CompressionPlan) -> Complexity:
     return ComplexityModel(graph).of_plan(graph, plan)
 
 
-def reduction(cost: int, dense_cost: int) -> float:
+def reduction(cost: float, dense_cost: float) -> float:
     """Share of the dense network's cost that is gone: `1 - cost / dense_cost`."""
     return 1.0 - cost / dense_cost

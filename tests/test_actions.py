@@ -137,6 +137,25 @@ def test_bits_of_size_are_those_of_weights() -> None:
     assert np.ptp(choice.bits[~decode.fixed, 0]) <= 2
 
 
+@pytest.mark.parametrize("target", [0.85, 0.95])
+def test_bits_of_activations_are_not_given_up_for_size(target: float) -> None:
+    decode = decoder(metric="size", target_reduction=target)
+    assert np.all(zero(decode).bits[:, 1] == 8)
+    groups = len(decode.sizes)
+    action = np.zeros(decode.network_action_size)
+    action[:groups] = -0.5
+    action[groups::2] = np.random.default_rng(0).uniform(-1, 1, len(decode.fixed))  # of weights
+    choice = decode.decode(action, decode.dense(), True)
+    assert decode.target_met(choice) and np.all(choice.bits[:, 1] == 8)
+    # Those that the agent gives up itself go.
+    action[groups + 1 :: 2] = -1
+    assert np.all(decode.decode(action, decode.dense(), True).bits[~decode.fixed, 1] == 2)
+    choice = decode.dense()
+    for index in range(len(decode.fixed)):
+        choice = decode.decode_layer(np.array([-0.5, 1.0, 0.0]), index, choice)
+    assert decode.target_met(choice) and np.all(choice.bits[:, 1] == 8)
+
+
 def test_channels_come_in_multiples() -> None:
     decode = decoder(channel_multiple=8, target_reduction=0.98)
     for seed in range(5):
@@ -199,7 +218,8 @@ def test_kept_channels_are_those_that_rank_first() -> None:
         ({"bits": []}, "bits must be"),
         ({"bits": [4, 32]}, "bits must be"),
         ({"bits": [4.0]}, "bits must be"),
-        ({"metric": "flops"}, "metric must be one of bops, macs, params, size, not 'flops'"),
+        ({"metric": "flops"}, "metric must be one of bops, macs, params, size, latency, not 'flo"),
+        ({"metric": "latency"}, "cost must be given for metric 'latency'"),
         ({"first_last_bits": 1}, "first_last_bits must be None, 2 to 8 or 32, not 1"),
         ({"channel_multiple": 0}, "channel_multiple must be a whole number from 1, not 0"),
     ],
