@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from torch import nn
 
-from compress_env.actions import ActionDecoder, Choice, check_arguments
-from compress_env.complexity import reduction
+from compress_env.actions import Choice, check_arguments
+from compress_env.complexity import LATENCY
 from compress_env.data import Splits
 from compress_env.graphs import ObservationGraph, to_dgl
 from compress_env.importance import Importance
-from compress_env.observations.layer import LayerObservation, ObservedState
+from compress_env.latency.cost import check_latency_table
+from compress_env.observations import (
+    OBSERVATIONS,
+    ObservationContext,
+    ObservationFactory,
+    ObservedState,
+)
 from compress_env.plan import CompressionPlan
 from compress_env.rendering import draw_plan, layer_table
 from compress_env.rewards import MISSED_TARGET_REWARD, REWARDS, Reward
@@ -23,6 +29,18 @@ from compress_env.spaces import GraphSpace
 from compress_env.task import CompressionTask, EngineFactory
 
 STEP_MODES = ("network", "layer")
+
+
+class Appraisal(NamedTuple):
+    """What a plan is found to be worth.
+
+    Attributes:
+        reward: what the reward function pays for it.
+        accuracy: of its network on the search split, 0 to 1.
+    """
+
+    reward: float
+    accuracy: float
 
 
 class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
@@ -56,9 +74,10 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
 
     ## Observation space
 
-    `GraphSpace`: a `dgl.DGLGraph` with a node per layer, edges of type `flow` (data) and `coupling`
-    (channels that go together), named node features and globals; see
-    `compress_env.observations.layer`, `env.unwrapped.node_columns` and `.global_columns`.
+    `GraphSpace`: a `dgl.DGLGraph`, by default (`observation="layer"`) with a node per layer, edges
+    of type `flow` (data) and `coupling` (channels that go together), named node features and
+    globals; see `compress_env.observations.layer`, `env.unwrapped.node_columns` and
+    `.global_columns`. All observations: `compress_env.observations`.
     `compress_env.wrappers` turns it into a padded `Dict` or a `GraphInstance`.
 
     ## Rewards
@@ -83,7 +102,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
     ## Information
 
     Every step: `reduction`, `macs`, `bops`, `params`, `size_bits`, `target_met`. When the plan was
-    evaluated also `accuracy`, `accuracy_drop`. At the end of an episode `plan`
+    evaluated also `accuracy`, `accuracy_drop`. With `metric="latency"` also `latency_ms`. At the end of an episode `plan`
     (`CompressionPlan`).
 
     ## Arguments
@@ -97,9 +116,17 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             embedded or published ones.
         target_reduction: share of the dense cost to remove, above 0 and below 1. The default is
             the joint paper's for ResNet-20.
-        metric: what the reduction is measured in: `"bops"`, `"macs"`, `"params"`, `"size"`.
+        metric: what the reduction is measured in: `"bops"`, `"macs"`, `"params"`, `"size"`,
+            `"latency"`.
+        latency_table: for `metric="latency"`, HAQ's idea: file with the milliseconds of every
+            layer, in float32 and in 8-bit integers, at several numbers of channels. It is measured
+            once on the machine that counts, by `compress-agents latency-table` or
+            `compress_env.latency.LatencyTable.measure`, for this network and size of images. The
+            reduction is then 1 - milliseconds / milliseconds of the dense network in float32. The
+            engines have no kernels for fewer bits than 8, so bits from 2 to 8 cost the same.
         bits: allowed bit-widths, from 2 to 8; `[32]` prunes only.
         step_mode: `"network"` or `"layer"`.
+        observation: `"layer"`, or a callable that makes one: `compress_env.observations`.
         max_steps: steps of an episode in `"network"` mode, at least 1.
         project_to_budget: whether an action of `"network"` mode is moved onto the budget.
         importance: which channels stay: `"l1"`, `"l2"`, `"geometric_median"`, `"norm_scale"`,
@@ -139,8 +166,10 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         weights: str | os.PathLike[str] | None = None,
         target_reduction: float = 0.9636,
         metric: str = "bops",
+        latency_table: str | os.PathLike[str] | None = None,
         bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
         step_mode: str = "network",
+        observation: str | ObservationFactory = "layer",
         max_steps: int = 10,
         project_to_budget: bool = True,
         importance: str | Importance = "l1",
@@ -164,9 +193,19 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             raise ValueError(f"reward must be one of {', '.join(REWARDS)}, not '{reward}'")
         if not isinstance(project_to_budget, bool):
             raise ValueError(f"project_to_budget must be True or False, not {project_to_budget!r}")
+        if (
+            observation not in OBSERVATIONS
+            if isinstance(observation, str)
+            else not callable(observation)
+        ):
+            raise ValueError(
+                f"observation must be one of {', '.join(OBSERVATIONS)}, or a callable, "
+                f"not '{observation}'"
+            )
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be 'ansi' or 'rgb_array', not '{render_mode}'")
         check_arguments(target_reduction, metric, bits, first_last_bits, channel_multiple)
+        check_latency_table(metric, latency_table)
         self.task = CompressionTask(
             network,
             dataset,
@@ -181,42 +220,49 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             engine=engine,
             finetune_steps=finetune_steps,
         )
-        self.decoder = ActionDecoder(
-            self.task.graph,
-            self.task.costs,
-            self.task.ranks,
-            bits=bits,
-            metric=metric,
+        self.decoder = self.task.decoder(
             target_reduction=target_reduction,
+            metric=metric,
+            bits=bits,
             first_last_bits=first_last_bits,
             channel_multiple=channel_multiple,
-            network=self.task.network_name,
+            latency_table=latency_table,
         )
         self.step_mode, self.max_steps = step_mode, max_steps
         self.project_to_budget = project_to_budget
         self.reward_function = REWARDS[reward] if isinstance(reward, str) else reward
         self.metric, self.target_reduction = metric, float(target_reduction)
         self.render_mode = render_mode
-        self.observer = LayerObservation(
-            self.task.graph, self.task.costs, self.task.importance, self.decoder.fixed
+        factory = OBSERVATIONS[observation] if isinstance(observation, str) else observation
+        self.observer = factory(
+            ObservationContext(
+                self.task.graph,
+                self.task.costs,
+                self.task.importance,
+                self.task.ranks,
+                self.decoder.fixed,
+                self.task.calibration.images,
+            )
         )
+        # An attribute, so that a search can put a memory of known plans in front of it.
+        self.appraise: Callable[[CompressionPlan], Appraisal] = self._appraise
         self.layers_to_decide = len(self.task.graph.layers)
         size = 3 if step_mode == "layer" else self.decoder.network_action_size
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
         self._start()
-        self.observation_space = GraphSpace.like(self.observer.observe(self._state()))
+        self.observation_space = self._graph_space()
 
     # -- what others may ask -----------------------------------------------------------------
 
     @property
     def node_columns(self) -> tuple[str, ...]:
-        """Names of the node features, in order."""
-        return self.observer.node_columns
+        """Names of the node features, in order; of several node types those of the first."""
+        return self.observer.schema.nodes[0].columns
 
     @property
     def global_columns(self) -> tuple[str, ...]:
         """Names of the globals, in order."""
-        return self.observer.global_columns
+        return self.observer.schema.globals
 
     @property
     def group_membership(self) -> np.ndarray:
@@ -255,11 +301,10 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         info = self._info()
         reward = 0.0
         if terminated:
-            evaluation = self.task.evaluator.evaluate(self._plan)
-            dense = self.task.dense_evaluation
-            info["accuracy"] = evaluation.accuracy
-            info["accuracy_drop"] = dense.accuracy - evaluation.accuracy
-            reward = float(self.reward_function(evaluation, dense))
+            appraisal = self.appraise(self._plan)
+            info["accuracy"] = appraisal.accuracy
+            info["accuracy_drop"] = self.task.dense_evaluation.accuracy - appraisal.accuracy
+            reward = appraisal.reward
         elif truncated:
             reward = MISSED_TARGET_REWARD
         if terminated or truncated:
@@ -278,6 +323,11 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         return draw_plan(self.task.graph, self._plan)
 
     # -- steps -------------------------------------------------------------------------------
+
+    def _appraise(self, plan: CompressionPlan) -> Appraisal:
+        evaluation = self.task.evaluator.evaluate(plan)
+        reward = float(self.reward_function(evaluation, self.task.dense_evaluation))
+        return Appraisal(reward, evaluation.accuracy)
 
     def _start(self) -> None:
         self._steps = 0
@@ -310,10 +360,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
     # -- observation -------------------------------------------------------------------------
 
     def _reduction(self) -> float:
-        return reduction(self._complexity_in_metric(), self.task.costs.dense.of(self.metric))
-
-    def _complexity_in_metric(self) -> int:
-        return self.task.complexity(self._plan).of(self.metric)
+        return self.decoder.reduction(self._plan)
 
     def _state(self) -> ObservedState:
         total = self.layers_to_decide if self.step_mode == "layer" else self.max_steps
@@ -327,11 +374,19 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         )
 
     def _observe(self) -> ObservationGraph:
-        return to_dgl(self.observer.observe(self._state()))
+        return to_dgl(self.observer.observe(self._state()), self.observer.schema)
+
+    def _graph_space(self) -> GraphSpace:
+        schema, size = self.observer.schema, self.observer.max_size
+        if size is None:
+            return GraphSpace.like(self.observer.observe(self._state()), schema)
+        return GraphSpace(schema, max_nodes=size[0], max_edges=size[1])
 
     def _info(self) -> dict[str, Any]:
         cost = self.task.complexity(self._plan)
+        measured = self.metric == LATENCY
         return {
+            **({"latency_ms": self.decoder.cost_of(self._choice)} if measured else {}),
             "reduction": self._reduction(),
             "macs": cost.macs,
             "bops": cost.bops,
