@@ -30,7 +30,8 @@ from compress_env.complexity import ComplexityModel
 from compress_env.graphs import to_dgl
 from compress_env.importance import IMPORTANCES, rank_channels
 from compress_env.layer_graph import LayerGraph, trace
-from compress_env.observations.layer import LayerObservation, ObservedState
+from compress_env.observations import ObservationContext, ObservedState
+from compress_env.observations.layer import LayerObservation
 from compress_env.plan import CompressionPlan
 from compress_env.pruning import prune
 
@@ -105,7 +106,10 @@ def measure(listed: ListedNetwork, repeats: int) -> Measured:
     scores = IMPORTANCES["random"](graph, torch.empty(0), torch.empty(0))
     plan = plan_of(graph, scores)
     kept = plan.kept_atoms(graph)
-    observer = LayerObservation(graph, costs, scores, np.zeros(len(graph.layers), dtype=bool))
+    unfixed = np.zeros(len(graph.layers), dtype=bool)
+    ranks = rank_channels(graph, scores)
+    context = ObservationContext(graph, costs, scores, ranks, unfixed, torch.empty(0, *shape))
+    observer = LayerObservation(context)
     state = ObservedState(plan, 0.9, 0.95, 1.0)
     return Measured(
         name=listed.name,

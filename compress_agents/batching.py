@@ -1,7 +1,7 @@
 """Padded observations to one batched DGL graph: the only place where this happens.
 
-There is no loop over the batch: masks select the nodes and edges that exist, and a running count
-of nodes turns positions within a padded graph into ids within the batched one.
+There is no loop over the batch or its nodes: masks select the nodes and edges that exist, and a
+running count of nodes turns positions within a padded graph into ids within the batched one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from compress_env.dgl_import import dgl
-from compress_env.graphs import FEATURES, GLOBAL_TYPE, NODE_TYPE
-from compress_env.observations.arrays import EDGE_TYPES
+from compress_env.graphs import FEATURES
+from compress_env.observations.schema import GLOBAL_TYPE, GraphSchema, numbered_layer_schema
 
 __all__ = ["batch_graphs", "group_layers", "node_mask", "scatter_nodes"]
 
@@ -55,15 +55,13 @@ def scatter_nodes(values: Tensor, mask: Tensor) -> Tensor:
     return padded
 
 
-def batch_graphs(
-    observation: Mapping[str, Tensor], edge_type_names: tuple[str, ...] = EDGE_TYPES
-) -> Any:
+def batch_graphs(observation: Mapping[str, Tensor], schema: GraphSchema | None = None) -> Any:
     """Makes one batched DGL graph of a batch of padded observations.
 
     Args:
         observation: What :class:`compress_env.wrappers.PaddedGraph` returns, as tensors of any
             number type on the CPU, with a leading batch dimension B.
-        edge_type_names: One name per edge type.
+        schema: Types and columns of the graphs; by default nodes that are all layers.
 
     Returns:
         The graph that ``dgl.batch`` would make of the graphs that were padded: the same node and
@@ -71,27 +69,46 @@ def batch_graphs(
     """
     mask = node_mask(observation)
     batch_size, max_nodes = mask.shape
-    counts = mask.sum(dim=1)
-    # Padded position -> node id in the batched graph.
-    node_ids = mask.reshape(-1).cumsum(dim=0) - 1
-    num_nodes = int(counts.sum())
-
-    first_row = torch.arange(batch_size, device=mask.device).reshape(-1, 1, 1) * max_nodes
-    rows = observation["edges"].long().reshape(batch_size, -1, 2) + first_row
+    features = observation["node_features"].float().reshape(batch_size, max_nodes, -1)
+    global_features = observation["globals"].float()
+    if schema is None:
+        schema = numbered_layer_schema(features.shape[2], global_features.shape[1])
+    node_types = observation.get("node_types", torch.zeros_like(mask)).long()
+    places = torch.arange(batch_size, device=mask.device).reshape(-1, 1, 1) * max_nodes
+    rows = observation["edges"].long().reshape(batch_size, -1, 2) + places
     edge_mask = observation["edge_mask"] > 0.5
     edge_types = observation["edge_types"].long()
-    edges = {}
-    edge_counts = {}
-    for index, name in enumerate(edge_type_names):
-        of_type = edge_mask & (edge_types == index)
-        source, destination = node_ids[rows[of_type]].unbind(dim=1)
-        edges[NODE_TYPE, name, NODE_TYPE] = (source, destination)
-        edge_counts[NODE_TYPE, name, NODE_TYPE] = of_type.sum(dim=1)
 
-    graph = dgl.heterograph(edges, num_nodes_dict={NODE_TYPE: num_nodes, GLOBAL_TYPE: batch_size})
-    graph.set_batch_num_nodes({NODE_TYPE: counts, GLOBAL_TYPE: torch.ones_like(counts)})
-    graph.set_batch_num_edges(edge_counts)
-    features = observation["node_features"].float().reshape(batch_size, max_nodes, -1)
-    graph.nodes[NODE_TYPE].data[FEATURES] = features[mask]
-    graph.nodes[GLOBAL_TYPE].data[FEATURES] = observation["globals"].float()
+    of_node_type = [mask & (node_types == number) for number in range(len(schema.nodes))]
+    # Padded position -> node id among the batched graph's nodes of that type.
+    node_ids = [chosen.reshape(-1).cumsum(dim=0) - 1 for chosen in of_node_type]
+    of_edge_type = [edge_mask & (edge_types == number) for number in range(len(schema.edges))]
+    edges = {}
+    for kind, (source, destination), chosen in zip(
+        schema.edges, schema.edge_ends, of_edge_type, strict=True
+    ):
+        from_rows, to_rows = rows[chosen].unbind(dim=1)
+        edges[kind.ends] = (node_ids[source][from_rows], node_ids[destination][to_rows])
+    counts = {
+        node.name: chosen.sum(dim=1)
+        for node, chosen in zip(schema.nodes, of_node_type, strict=True)
+    }
+    counts[GLOBAL_TYPE] = torch.ones(batch_size, dtype=torch.long, device=mask.device)
+    graph = dgl.heterograph(
+        edges, num_nodes_dict={name: int(count.sum()) for name, count in counts.items()}
+    )
+    graph.set_batch_num_nodes(counts)
+    graph.set_batch_num_edges(
+        {
+            kind.ends: chosen.sum(dim=1)
+            for kind, chosen in zip(schema.edges, of_edge_type, strict=True)
+        }
+    )
+    for node, chosen in zip(schema.nodes, of_node_type, strict=True):
+        graph.nodes[node.name].data[FEATURES] = features[chosen][:, : len(node.columns)]
+    for kind, chosen in zip(schema.edges, of_edge_type, strict=True):
+        if kind.columns:
+            values = observation["edge_features"].float().reshape(*edge_mask.shape, -1)
+            graph.edges[kind.ends].data[FEATURES] = values[chosen][:, : len(kind.columns)]
+    graph.nodes[GLOBAL_TYPE].data[FEATURES] = global_features
     return graph

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from compress_env.dgl_import import dgl
-from compress_env.graphs import FEATURES, GLOBAL_TYPE, NODE_TYPE
+from compress_env.graphs import FEATURES, NODE_TYPE
+from compress_env.observations.schema import GLOBAL_TYPE
 
 __all__ = ["ENCODERS", "GAT", "GCN", "GraphEncoder", "TypedMessagePassing", "build_encoder"]
 

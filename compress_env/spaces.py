@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -15,16 +16,9 @@ from gymnasium.vector import utils as vector
 
 import compress_env.forking  # noqa: F401, vector environments would hang without it
 from compress_env.dgl_import import dgl
-from compress_env.graphs import (
-    FEATURES,
-    GLOBAL_TYPE,
-    NODE_TYPE,
-    ObservationGraph,
-    SharedGraphs,
-    to_arrays,
-    to_dgl,
-)
-from compress_env.observations.arrays import EDGE_TYPES, GraphArrays, pad, padded_space
+from compress_env.graphs import FEATURES, ObservationGraph, SharedGraphs, to_arrays, to_dgl
+from compress_env.observations.arrays import GraphArrays, pad, padded_space
+from compress_env.observations.schema import GLOBAL_TYPE, GraphSchema, numbered_layer_schema
 
 __all__ = ["GraphSpace", "ObservationGraph", "to_arrays", "to_dgl"]
 
@@ -32,94 +26,63 @@ __all__ = ["GraphSpace", "ObservationGraph", "to_arrays", "to_dgl"]
 class GraphSpace(gym.Space[ObservationGraph]):
     """The space of DGL graphs that an environment observes.
 
-    Either the structure is fixed (``num_nodes``, ``edges`` and ``edge_types`` given) or only its
-    size is bounded (``max_nodes`` and ``max_edges`` given).
+    Either the structure is fixed (``structure`` given) or only its size is bounded (``max_nodes``
+    and ``max_edges`` given).
 
     Args:
-        num_node_features: F, at least 1.
-        num_globals: G, at least 1.
-        num_nodes: N of a fixed structure.
-        edges: Integers ``(2, E)`` of a fixed structure, values in ``[0, N)``.
-        edge_types: Integers ``(E,)`` of a fixed structure, values index ``edge_type_names``.
+        schema: Types and columns of the graphs.
+        structure: A graph with the nodes and edges of a fixed structure; its features are not
+            looked at.
         max_nodes: Most nodes of a variable structure, at least 1.
         max_edges: Most edges of a variable structure, at least 0.
         bound: Features and globals are finite and in ``[-bound, bound]``.
-        edge_type_names: One name per edge type.
         seed: Seed of :meth:`sample`.
 
     Raises:
-        ValueError: If the arguments describe neither kind of structure.
+        ValueError: If the arguments describe neither kind of structure, or the structure is not
+            what the schema says.
     """
 
     def __init__(
         self,
-        num_node_features: int,
-        num_globals: int,
+        schema: GraphSchema,
         *,
-        num_nodes: int | None = None,
-        edges: npt.ArrayLike | None = None,
-        edge_types: npt.ArrayLike | None = None,
+        structure: GraphArrays | None = None,
         max_nodes: int | None = None,
         max_edges: int | None = None,
         bound: float = 10.0,
-        edge_type_names: Sequence[str] = EDGE_TYPES,
         seed: int | np.random.Generator | None = None,
     ) -> None:
-        fixed = (num_nodes, edges, edge_types)
-        variable = (max_nodes, max_edges)
-        if min(num_node_features, num_globals) < 1:
-            raise ValueError("num_node_features and num_globals must be at least 1")
-        self.edges: npt.NDArray[np.int64] | None = None
-        self.edge_types: npt.NDArray[np.int64] | None = None
-        if None not in variable and fixed == (None, None, None):
-            assert max_nodes is not None and max_edges is not None
+        self.schema = schema
+        self.structure: GraphArrays | None = None
+        if structure is None and max_nodes is not None and max_edges is not None:
             self.max_nodes, self.max_edges = max_nodes, max_edges
-        elif variable == (None, None) and all(given is not None for given in fixed):
-            assert num_nodes is not None and edges is not None and edge_types is not None
-            kinds = np.array(edge_types, np.int64)
-            order = np.argsort(kinds, kind="stable")
-            self.edges = np.array(edges, np.int64).reshape(2, -1)[:, order]
-            self.edge_types = kinds[order]
-            self.max_nodes, self.max_edges = num_nodes, len(kinds)
-            if self.edges.size and not 0 <= self.edges.min() <= self.edges.max() < num_nodes:
-                raise ValueError(f"edges must be in [0, {num_nodes})")
+        elif structure is not None and max_nodes is None and max_edges is None:
+            # Back and forth: checked, and with the edges grouped by type.
+            self.structure = to_arrays(to_dgl(structure, schema), schema)
+            self.max_nodes, self.max_edges = len(structure.node_types), len(structure.edge_types)
         else:
-            raise ValueError(
-                "give either num_nodes, edges and edge_types or max_nodes and max_edges"
-            )
+            raise ValueError("give either structure or max_nodes and max_edges")
         if self.max_nodes < 1 or self.max_edges < 0:
             raise ValueError("a graph has at least 1 node and 0 edges")
-        self.num_node_features = num_node_features
-        self.num_globals = num_globals
         self.bound = float(bound)
-        self.edge_type_names = tuple(edge_type_names)
-        self.padded = padded_space(
-            num_node_features,
-            num_globals,
-            self.max_nodes,
-            self.max_edges,
-            bound=self.bound,
-            num_edge_types=len(self.edge_type_names),
-        )
+        self.padded = padded_space(schema, self.max_nodes, self.max_edges, bound=self.bound)
         super().__init__(None, None, seed)
 
     @classmethod
-    def like(cls, arrays: GraphArrays, **keywords: Any) -> GraphSpace:
+    def like(
+        cls, arrays: GraphArrays, schema: GraphSchema | None = None, **keywords: Any
+    ) -> GraphSpace:
         """The space of all graphs with the structure and sizes of ``arrays``.
 
         Args:
             arrays: An example.
-            **keywords: ``bound``, ``edge_type_names``, ``seed`` of the constructor.
+            schema: Its types and columns; by default nodes that are all layers.
+            **keywords: ``bound`` and ``seed`` of the constructor.
         """
-        num_nodes, num_node_features = arrays.node_features.shape
-        return cls(
-            num_node_features,
-            len(arrays.globals),
-            num_nodes=num_nodes,
-            edges=arrays.edges,
-            edge_types=arrays.edge_types,
-            **keywords,
-        )
+        if schema is None:
+            schema = numbered_layer_schema(arrays.node_features.shape[1], len(arrays.globals))
+        return cls(schema, structure=arrays, **keywords)
 
     @property
     def is_np_flattenable(self) -> bool:
@@ -128,21 +91,32 @@ class GraphSpace(gym.Space[ObservationGraph]):
 
     def contains(self, x: Any) -> bool:
         """True if ``x`` is a DGL graph of these types and sizes, with features within bounds."""
-        if not isinstance(x, dgl.DGLGraph) or set(x.ntypes) != {NODE_TYPE, GLOBAL_TYPE}:
+        nodes, edges = self.schema.nodes, self.schema.edges
+        if not isinstance(x, dgl.DGLGraph):
             return False
-        expected = {(NODE_TYPE, name, NODE_TYPE) for name in self.edge_type_names}
-        if set(x.canonical_etypes) != expected or x.num_nodes(GLOBAL_TYPE) != 1:
+        if set(x.ntypes) != {GLOBAL_TYPE, *(node.name for node in nodes)}:
             return False
-        num_nodes = x.num_nodes(NODE_TYPE)
+        if set(x.canonical_etypes) != {edge.ends for edge in edges}:
+            return False
+        num_nodes, num_globals = x.num_nodes() - x.num_nodes(GLOBAL_TYPE), len(self.schema.globals)
         return (
             1 <= num_nodes <= self.max_nodes
-            and self._valid(x, NODE_TYPE, (num_nodes, self.num_node_features))
-            and self._valid(x, GLOBAL_TYPE, (1, self.num_globals))
-            and self._has_structure(x, num_nodes)
+            and x.num_edges() <= self.max_edges
+            and self._valid(x.nodes[GLOBAL_TYPE].data, (1, num_globals))
+            and all(
+                self._valid(x.nodes[kind.name].data, (x.num_nodes(kind.name), len(kind.columns)))
+                for kind in nodes
+            )
+            and all(
+                self._valid(x.edges[kind.ends].data, (x.num_edges(kind.ends), len(kind.columns)))
+                for kind in edges
+                if kind.columns
+            )
+            and self._has_structure(x)
         )
 
-    def _valid(self, graph: Any, node_type: str, shape: tuple[int, int]) -> bool:
-        values = graph.nodes[node_type].data.get(FEATURES)
+    def _valid(self, data: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> bool:
+        values = data.get(FEATURES)
         return (
             values is not None
             and values.dtype == torch.float32
@@ -151,15 +125,10 @@ class GraphSpace(gym.Space[ObservationGraph]):
             and bool((values.abs() <= self.bound).all())
         )
 
-    def _has_structure(self, graph: Any, num_nodes: int) -> bool:
-        if self.edges is None or self.edge_types is None:
-            return bool(graph.num_edges() <= self.max_edges)
-        if num_nodes != self.max_nodes or graph.num_edges() != self.max_edges:
-            return False
-        arrays = to_arrays(graph, self.edge_type_names)
-        return np.array_equal(arrays.edges, self.edges) and np.array_equal(
-            arrays.edge_types, self.edge_types
-        )
+    def _has_structure(self, graph: Any) -> bool:
+        if self.structure is None:
+            return True
+        return _same_structure(to_arrays(graph, self.schema), self.structure)
 
     def sample(self, mask: Any = None, probability: Any = None) -> ObservationGraph:
         """A graph with features uniform in [-1, 1] or the bounds, whichever is narrower.
@@ -173,40 +142,73 @@ class GraphSpace(gym.Space[ObservationGraph]):
         """
         if mask is not None or probability is not None:
             raise ValueError("mask and probability must be None: GraphSpace samples uniformly")
-        random = self.np_random
-        num_nodes, edges, edge_types = self.max_nodes, self.edges, self.edge_types
-        if edges is None or edge_types is None:
-            num_nodes = int(random.integers(1, self.max_nodes + 1))
-            num_edges = int(random.integers(0, self.max_edges + 1))
-            edges = random.integers(0, num_nodes, (2, num_edges))
-            edge_types = np.sort(random.integers(0, len(self.edge_type_names), num_edges))
-        limit = min(1.0, self.bound)
-        arrays = GraphArrays(
-            random.uniform(-limit, limit, (num_nodes, self.num_node_features)).astype(np.float32),
-            edges,
-            edge_types,
-            random.uniform(-limit, limit, self.num_globals).astype(np.float32),
+        structure = self.structure or self._sample_structure()
+        types, kinds = structure.node_types, structure.edge_types
+        node_widths = [len(node.columns) for node in self.schema.nodes]
+        edge_widths = [len(edge.columns) for edge in self.schema.edges]
+        arrays = replace(
+            structure,
+            node_features=self._uniform(types, node_widths, self.schema.node_width),
+            globals=self._uniform(np.zeros(1, np.int64), [len(self.schema.globals)])[0],
+            edge_features=self._uniform(kinds, edge_widths, self.schema.edge_width),
         )
-        return to_dgl(arrays, self.edge_type_names)
+        return to_dgl(arrays, self.schema)
+
+    def _uniform(
+        self, kinds: npt.NDArray[np.int64], widths: Sequence[int], width: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """A row per kind, uniform as far as that kind is wide and zero from there on."""
+        limit = min(1.0, self.bound)
+        width = max(widths) if width is None else width
+        values = self.np_random.uniform(-limit, limit, (len(kinds), width)).astype(np.float32)
+        values[np.arange(width) >= np.asarray(widths)[kinds].reshape(-1, 1)] = 0
+        return values
+
+    def _sample_structure(self) -> GraphArrays:
+        random, schema = self.np_random, self.schema
+        num_nodes = int(random.integers(1, self.max_nodes + 1))
+        num_edges = int(random.integers(0, self.max_edges + 1))
+        types = np.sort(random.integers(0, len(schema.nodes), num_nodes))
+        kinds = np.sort(random.integers(0, len(schema.edges), num_edges))
+        counts = np.bincount(types, minlength=len(schema.nodes))
+        joined = np.array(schema.edge_ends, np.int64)[kinds]
+        # An edge needs nodes that it can join.
+        possible = (counts[joined] > 0).all(axis=1)
+        joined, kinds = joined[possible], kinds[possible]
+        first = np.cumsum(counts) - counts
+        edges = first[joined] + random.integers(0, counts[joined])
+        return GraphArrays(
+            np.zeros((num_nodes, schema.node_width), np.float32),
+            np.ascontiguousarray(edges.T),
+            kinds,
+            np.zeros(len(schema.globals), np.float32),
+            types,
+            np.zeros((len(kinds), schema.edge_width), np.float32),
+        )
 
     def to_jsonable(self, sample_n: Iterable[ObservationGraph]) -> list[dict[str, Any]]:
         """Graphs as dictionaries of nested lists."""
         return [
             {name: values.tolist() for name, values in vars(arrays).items()}
-            for arrays in (to_arrays(graph, self.edge_type_names) for graph in sample_n)
+            for arrays in (to_arrays(graph, self.schema) for graph in sample_n)
         ]
 
     def from_jsonable(self, sample_n: list[dict[str, Any]]) -> list[ObservationGraph]:
         """The inverse of :meth:`to_jsonable`."""
+        node_width, edge_width = self.schema.node_width, self.schema.edge_width
         return [
             to_dgl(
                 GraphArrays(
-                    np.array(sample["node_features"], np.float32),
+                    np.array(sample["node_features"], np.float32).reshape(-1, node_width),
                     np.array(sample["edges"], np.int64).reshape(2, -1),
                     np.array(sample["edge_types"], np.int64),
                     np.array(sample["globals"], np.float32),
+                    np.array(sample["node_types"], np.int64),
+                    np.array(sample["edge_features"], np.float32).reshape(
+                        len(sample["edge_types"]), edge_width
+                    ),
                 ),
-                self.edge_type_names,
+                self.schema,
             )
             for sample in sample_n
         ]
@@ -216,20 +218,26 @@ class GraphSpace(gym.Space[ObservationGraph]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, GraphSpace):
             return NotImplemented
-        return (
-            self.padded == other.padded
-            and self.edge_type_names == other.edge_type_names
-            and (self.edges is None) == (other.edges is None)
-            and np.array_equal(self.edges, other.edges)  # type: ignore[arg-type]
-            and np.array_equal(self.edge_types, other.edge_types)  # type: ignore[arg-type]
-        )
+        if self.padded != other.padded or self.schema != other.schema:
+            return False
+        if self.structure is None or other.structure is None:
+            return self.structure is other.structure
+        return _same_structure(self.structure, other.structure)
 
     def __repr__(self) -> str:
-        structure = "fixed" if self.edges is not None else "up to"
+        structure = "fixed" if self.structure is not None else "up to"
         return (
-            f"GraphSpace({structure} {self.max_nodes} nodes x {self.num_node_features} features, "
-            f"{self.max_edges} edges, {self.num_globals} globals, bound={self.bound})"
+            f"GraphSpace({structure} {self.max_nodes} nodes x {self.schema.node_width} features, "
+            f"{self.max_edges} edges, {len(self.schema.globals)} globals, bound={self.bound})"
         )
+
+
+def _same_structure(a: GraphArrays, b: GraphArrays) -> bool:
+    return (
+        np.array_equal(a.node_types, b.node_types)
+        and np.array_equal(a.edge_types, b.edge_types)
+        and np.array_equal(a.edges, b.edges)
+    )
 
 
 # What vector environments need. A batch of graphs is a tuple of graphs. Gymnasium's own functions
@@ -241,12 +249,20 @@ class GraphSpace(gym.Space[ObservationGraph]):
 def _create_empty_array(
     space: GraphSpace, n: int = 1, fn: Callable[..., Any] = np.zeros
 ) -> tuple[ObservationGraph, ...]:
-    edges = np.zeros((2, 0), np.int64) if space.edges is None else space.edges
-    edge_types = np.zeros(0, np.int64) if space.edge_types is None else space.edge_types
-    features = fn((space.max_nodes, space.num_node_features), dtype=np.float32)
-    global_features = fn(space.num_globals, dtype=np.float32)
-    arrays = GraphArrays(features, edges, edge_types, global_features)
-    return tuple(to_dgl(arrays, space.edge_type_names) for _ in range(n))
+    schema, structure = space.schema, space.structure
+    edges, edge_types = np.zeros((2, 0), np.int64), np.zeros(0, np.int64)
+    node_types = np.zeros(space.max_nodes, np.int64)
+    if structure is not None:
+        edges, edge_types, node_types = structure.edges, structure.edge_types, structure.node_types
+    arrays = GraphArrays(
+        fn((len(node_types), schema.node_width), dtype=np.float32),
+        edges,
+        edge_types,
+        fn(len(schema.globals), dtype=np.float32),
+        node_types,
+        fn((len(edge_types), schema.edge_width), dtype=np.float32),
+    )
+    return tuple(to_dgl(arrays, schema) for _ in range(n))
 
 
 @vector.create_shared_memory.register
@@ -258,8 +274,8 @@ def _create_shared_memory(space: GraphSpace, n: int = 1, ctx: ModuleType = multi
 def _write_to_shared_memory(
     space: GraphSpace, index: int, value: ObservationGraph, shared_memory: Any
 ) -> None:
-    arrays = to_arrays(value, space.edge_type_names)
-    padded: Any = pad(arrays, space.max_nodes, space.max_edges)
+    arrays = to_arrays(value, space.schema)
+    padded: Any = pad(arrays, space.max_nodes, space.max_edges, space.schema)
     vector.write_to_shared_memory(space.padded, index, padded, shared_memory)
 
 
@@ -268,4 +284,4 @@ def _read_from_shared_memory(
     space: GraphSpace, shared_memory: Any, n: int = 1
 ) -> tuple[ObservationGraph, ...]:
     memory: Any = vector.read_from_shared_memory(space.padded, shared_memory, n=n)
-    return SharedGraphs(memory, space.edge_type_names, n)
+    return SharedGraphs(memory, space.schema, n)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from compress_env.graphs import ObservationGraph, to_arrays
+from compress_env.graphs import NODE_TYPE, ObservationGraph, to_arrays
 from compress_env.observations.arrays import pad, padded_space
 from compress_env.spaces import GraphSpace
 
@@ -43,16 +43,20 @@ class PaddedGraph(
 
     | key | shape | dtype | meaning |
     |---|---|---|---|
-    | ``node_features`` | ``(max_nodes * F,)`` | float32 | one row per layer, zero where padded |
-    | ``node_mask`` | ``(max_nodes,)`` | int8 | 1 for a layer, 0 for padding |
+    | ``node_features`` | ``(max_nodes * F,)`` | float32 | one row per node, zero where padded |
+    | ``node_types`` | ``(max_nodes,)`` | int8 | number of the node type, 0 where padded |
+    | ``node_mask`` | ``(max_nodes,)`` | int8 | 1 for a node, 0 for padding |
     | ``edges`` | ``(max_edges * 2,)`` | int32 | source and destination in turn, 0 where padded |
-    | ``edge_types`` | ``(max_edges,)`` | int8 | 0 data flow, 1 channel coupling |
+    | ``edge_types`` | ``(max_edges,)`` | int8 | number of the edge type, 0 where padded |
+    | ``edge_features`` | ``(max_edges * K,)`` | float32 | one row per edge, zero where padded |
     | ``edge_mask`` | ``(max_edges,)`` | int8 | 1 for an edge, 0 for padding |
     | ``globals`` | ``(G,)`` | float32 | what concerns the whole network |
     | ``group_layers`` | ``(max_groups * max_nodes,)`` | float32 | 1 where a layer is in a group |
     | ``group_mask`` | ``(max_groups,)`` | int8 | 1 for a coupling group, 0 for padding |
 
-    The last two are there when the environment has ``group_membership``, a bool array
+    ``node_types`` is there when there are several, ``edge_features`` when edges have any: the
+    ``layer`` observation has neither, and its edge types are 0 data flow, 1 channel coupling. The
+    last two are there when the environment has ``group_membership``, a bool array
     ``(groups, layers)``, and its nodes are these layers.
 
     Args:
@@ -77,17 +81,10 @@ class PaddedGraph(
         )
         super().__init__(env)
         space = _graph_space(env)
-        self._edge_type_names = space.edge_type_names
+        self._schema = space.schema
         self._max_nodes = _at_least("max_nodes", max_nodes, space.max_nodes)
         self._max_edges = _at_least("max_edges", max_edges, space.max_edges)
-        padded = padded_space(
-            space.num_node_features,
-            space.num_globals,
-            self._max_nodes,
-            self._max_edges,
-            bound=space.bound,
-            num_edge_types=len(self._edge_type_names),
-        )
+        padded = padded_space(space.schema, self._max_nodes, self._max_edges, bound=space.bound)
         self._groups = self._pad_groups(space.max_nodes, max_groups)
         group_spaces = {
             name: spaces.Box(0, 1, values.shape, values.dtype.type)
@@ -101,7 +98,8 @@ class PaddedGraph(
     ) -> dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int8]]:
         """What does not change within an environment: which layers are in which group."""
         membership = getattr(self.unwrapped, "group_membership", None)
-        if membership is None or membership.shape[1] != num_nodes:
+        nodes = tuple(node.name for node in self._schema.nodes)
+        if membership is None or nodes != (NODE_TYPE,) or membership.shape[1] != num_nodes:
             return {}
         num_groups = len(membership)
         max_groups = _at_least("max_groups", max_groups, num_groups)
@@ -113,8 +111,8 @@ class PaddedGraph(
 
     def observation(self, observation: ObservationGraph) -> dict[str, npt.NDArray[Any]]:
         """Pads one graph; see the class for keys and shapes. All arrays are new."""
-        arrays = to_arrays(observation, self._edge_type_names)
-        padded = pad(arrays, self._max_nodes, self._max_edges)
+        arrays = to_arrays(observation, self._schema)
+        padded = pad(arrays, self._max_nodes, self._max_edges, self._schema)
         padded.update({name: values.copy() for name, values in self._groups.items()})
         return padded
 
@@ -125,9 +123,13 @@ class GraphInstanceObservation(
 ):
     """Observes what ``gymnasium.spaces.Graph`` describes instead of a DGL graph.
 
-    ``nodes`` is float32 ``(N, F + G)``: the F features of each layer, then the G globals, the same
+    ``nodes`` is float32 ``(N, F + G)``: the F features of each node, then the G globals, the same
     in every row, since a ``GraphInstance`` has no other place for them. ``edges`` is int64
     ``(E,)``, the edge type, and ``edge_links`` int64 ``(E, 2)``, source and destination.
+
+    Several node types are told apart by one more column for each of them in front, 1 for the
+    node's own and 0 for the others. Where edges have features, ``edges`` is float32
+    ``(E, T + K)``: a column for each of the T edge types, likewise, then the K features.
 
     Args:
         env: Observes a :class:`compress_env.spaces.GraphSpace`.
@@ -140,20 +142,33 @@ class GraphInstanceObservation(
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         space = _graph_space(env)
-        self._edge_type_names = space.edge_type_names
-        columns = space.num_node_features + space.num_globals
+        self._schema = schema = space.schema
+        columns = schema.node_width + len(schema.globals)
+        if len(schema.nodes) > 1:
+            columns += len(schema.nodes)
+        edge_space: spaces.Box | spaces.Discrete = spaces.Discrete(len(schema.edges))
+        if schema.edge_width:
+            shape = (len(schema.edges) + schema.edge_width,)
+            edge_space = spaces.Box(-space.bound, space.bound, shape, np.float32)
         self.observation_space = spaces.Graph(
             node_space=spaces.Box(-space.bound, space.bound, (columns,), np.float32),
-            edge_space=spaces.Discrete(len(self._edge_type_names)),
+            edge_space=edge_space,
         )
 
     def observation(self, observation: ObservationGraph) -> spaces.GraphInstance:
         """Converts one graph. All arrays are new."""
-        arrays = to_arrays(observation, self._edge_type_names)
-        shared = np.tile(arrays.globals, (len(arrays.node_features), 1))
+        schema = self._schema
+        arrays = to_arrays(observation, schema)
+        parts = [arrays.node_features, np.tile(arrays.globals, (len(arrays.node_features), 1))]
+        if len(schema.nodes) > 1:
+            parts.insert(0, np.eye(len(schema.nodes), dtype=np.float32)[arrays.node_types])
+        edges: npt.NDArray[Any] = arrays.edge_types
+        if schema.edge_width:
+            kinds = np.eye(len(schema.edges), dtype=np.float32)[arrays.edge_types]
+            edges = np.concatenate([kinds, arrays.edge_features], axis=1)
         return spaces.GraphInstance(
-            nodes=np.concatenate([arrays.node_features, shared], axis=1),
-            edges=arrays.edge_types,
+            nodes=np.concatenate(parts, axis=1),
+            edges=edges,
             edge_links=np.ascontiguousarray(arrays.edges.T),
         )
 

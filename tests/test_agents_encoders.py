@@ -19,6 +19,7 @@ from compress_agents.extractors import DGLFeaturesExtractor, FlatFeaturesExtract
 from compress_agents.node_actor import NodeActorCriticPolicy
 from compress_env.dgl_import import dgl
 from compress_env.observations.arrays import GraphArrays, pad
+from compress_env.observations.schema import numbered_layer_schema
 from compress_env.spaces import GraphSpace, to_dgl
 from compress_env.wrappers import PaddedGraph
 
@@ -63,7 +64,7 @@ def padded_dict(num_nodes: int = 5) -> gym.Space:
 
 
 def test_batching_equals_dgls_own() -> None:
-    space = GraphSpace(3, 2, max_nodes=6, max_edges=9, seed=0)
+    space = GraphSpace(numbered_layer_schema(3, 2), max_nodes=6, max_edges=9, seed=0)
     graphs = [space.sample() for _ in range(12)]
     arrays = [sample for graph in graphs for sample in space.to_jsonable([graph])]
     padded = stack(

@@ -7,15 +7,14 @@ dictionary and the memory shared between processes are made from the same arrays
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-EDGE_TYPES: tuple[str, ...] = ("flow", "coupling")
-"""Default names of the edge types; an edge type is stored as its position in this tuple."""
+from compress_env.observations.schema import GraphSchema, numbered_layer_schema
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +22,16 @@ class GraphArrays:
     """One observation: node features, typed edges and globals.
 
     Attributes:
-        node_features: float32 ``(N, F)``, one row per layer, about [-1, 1].
+        node_features: float32 ``(N, F)``, one row per node, about [-1, 1]. Where node types have
+            unequally many columns, F is the largest number, and the rest of a row is zero.
         edges: int64 ``(2, E)``, source row and destination row, values in ``[0, N)``.
-        edge_types: int64 ``(E,)``, 0 for data flow, 1 for channel coupling (each coupling is stored
-            in both directions). Edges should be grouped by type in this order: the DGL form keeps
-            one list per type, so only grouped edges come back in the order they went in.
+        edge_types: int64 ``(E,)``, number of the edge type in the schema. Edges should be grouped
+            by type in this order: the DGL form keeps one list per type, so only grouped edges come
+            back in the order they went in.
         globals: float32 ``(G,)``, about [-1, 1].
+        node_types: int64 ``(N,)``, number of the node type in the schema, not decreasing. By
+            default all nodes are of type 0.
+        edge_features: float32 ``(E, K)``, with K as F above. By default ``(E, 0)``.
 
     Raises:
         ValueError: If the shapes do not belong together.
@@ -38,6 +41,10 @@ class GraphArrays:
     edges: npt.NDArray[np.int64]
     edge_types: npt.NDArray[np.int64]
     globals: npt.NDArray[np.float32]
+    node_types: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    edge_features: npt.NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros((0, 0), np.float32)
+    )
 
     def __post_init__(self) -> None:
         if self.node_features.ndim != 2:
@@ -50,6 +57,17 @@ class GraphArrays:
             )
         if self.globals.ndim != 1:
             raise ValueError(f"globals must be (G,), got shape {self.globals.shape}")
+        num_nodes, num_edges = len(self.node_features), len(self.edge_types)
+        if self.node_types.shape == (0,):
+            object.__setattr__(self, "node_types", np.zeros(num_nodes, np.int64))
+        if self.node_types.shape != (num_nodes,) or (np.diff(self.node_types) < 0).any():
+            raise ValueError(f"node_types must be ({num_nodes},) and not decrease")
+        if self.edge_features.shape == (0, 0):
+            object.__setattr__(self, "edge_features", np.zeros((num_edges, 0), np.float32))
+        if self.edge_features.ndim != 2 or len(self.edge_features) != num_edges:
+            raise ValueError(
+                f"edge_features must be ({num_edges}, K), got shape {self.edge_features.shape}"
+            )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -59,22 +77,13 @@ class GraphArrays:
         return all(
             mine.dtype == theirs.dtype and np.array_equal(mine, theirs)
             for mine, theirs in (
-                (self.node_features, other.node_features),
-                (self.edges, other.edges),
-                (self.edge_types, other.edge_types),
-                (self.globals, other.globals),
+                (getattr(self, each.name), getattr(other, each.name)) for each in fields(self)
             )
         )
 
 
 def padded_space(
-    num_node_features: int,
-    num_globals: int,
-    max_nodes: int,
-    max_edges: int,
-    *,
-    bound: float,
-    num_edge_types: int = len(EDGE_TYPES),
+    schema: GraphSchema, max_nodes: int, max_edges: int, *, bound: float
 ) -> spaces.Dict:
     """The space of what :func:`pad` returns.
 
@@ -82,12 +91,10 @@ def padded_space(
     matrices and RLlib refuses them.
 
     Args:
-        num_node_features: F, at least 1.
-        num_globals: G, at least 1.
+        schema: Types and columns of the graphs.
         max_nodes: Rows to pad to.
         max_edges: Edges to pad to.
         bound: Features and globals lie in ``[-bound, bound]``.
-        num_edge_types: Edge types lie in ``[0, num_edge_types)``.
     """
 
     def whole(size: int, high: int, dtype: Any) -> spaces.Box:
@@ -96,68 +103,84 @@ def padded_space(
     def real(size: int) -> spaces.Box:
         return spaces.Box(-bound, bound, (size,), np.float32)
 
-    return spaces.Dict(
-        {
-            "node_features": real(max_nodes * num_node_features),
-            "node_mask": whole(max_nodes, 1, np.int8),
-            "edges": whole(max_edges * 2, max_nodes - 1, np.int32),
-            "edge_types": whole(max_edges, num_edge_types - 1, np.int8),
-            "edge_mask": whole(max_edges, 1, np.int8),
-            "globals": real(num_globals),
-        }
-    )
+    entries: dict[str, spaces.Space[Any]] = {
+        "node_features": real(max_nodes * schema.node_width),
+        "node_mask": whole(max_nodes, 1, np.int8),
+        "edges": whole(max_edges * 2, max_nodes - 1, np.int32),
+        "edge_types": whole(max_edges, len(schema.edges) - 1, np.int8),
+        "edge_mask": whole(max_edges, 1, np.int8),
+        "globals": real(len(schema.globals)),
+    }
+    if len(schema.nodes) > 1:
+        entries["node_types"] = whole(max_nodes, len(schema.nodes) - 1, np.int8)
+    if schema.edge_width:
+        entries["edge_features"] = real(max_edges * schema.edge_width)
+    return spaces.Dict(entries)
 
 
-def pad(arrays: GraphArrays, max_nodes: int, max_edges: int) -> dict[str, npt.NDArray[Any]]:
+def pad(
+    arrays: GraphArrays, max_nodes: int, max_edges: int, schema: GraphSchema | None = None
+) -> dict[str, npt.NDArray[Any]]:
     """Pads a graph with zeros to a fixed size.
 
     Args:
         arrays: The graph, N nodes and E edges.
         max_nodes: At least N.
         max_edges: At least E.
+        schema: Types of the graph; by default nodes that are all layers.
 
     Returns:
         ``node_features`` float32 ``(max_nodes * F,)``, row by row; ``node_mask`` int8
         ``(max_nodes,)``, 1 for a node; ``edges`` int32 ``(max_edges * 2,)``, source and destination
         in turn; ``edge_types`` int8 and ``edge_mask`` int8 ``(max_edges,)``; ``globals`` float32
-        ``(G,)``. All arrays are new.
+        ``(G,)``. With several node types also ``node_types`` int8 ``(max_nodes,)``; where edges
+        have features also ``edge_features`` float32 ``(max_edges * K,)``. All arrays are new.
 
     Raises:
         ValueError: If the graph does not fit.
     """
     num_nodes, num_features = arrays.node_features.shape
-    num_edges = arrays.edges.shape[1]
+    num_edges = len(arrays.edge_types)
     if num_nodes > max_nodes:
         raise ValueError(f"max_nodes must be at least {num_nodes}, got {max_nodes}")
     if num_edges > max_edges:
         raise ValueError(f"max_edges must be at least {num_edges}, got {max_edges}")
-    node_features = np.zeros((max_nodes, num_features), np.float32)
-    node_features[:num_nodes] = arrays.node_features
-    node_mask = np.zeros(max_nodes, np.int8)
-    node_mask[:num_nodes] = 1
-    edges = np.zeros((max_edges, 2), np.int32)
-    edges[:num_edges] = arrays.edges.T
-    edge_types = np.zeros(max_edges, np.int8)
-    edge_types[:num_edges] = arrays.edge_types
-    edge_mask = np.zeros(max_edges, np.int8)
-    edge_mask[:num_edges] = 1
-    return {
-        "node_features": node_features.reshape(-1),
-        "node_mask": node_mask,
-        "edges": edges.reshape(-1),
-        "edge_types": edge_types,
-        "edge_mask": edge_mask,
+    schema = schema or numbered_layer_schema(num_features, len(arrays.globals))
+
+    def padded(values: npt.NDArray[Any], rows: int, dtype: Any) -> npt.NDArray[Any]:
+        result = np.zeros((rows, *values.shape[1:]), dtype)
+        result[: len(values)] = values
+        return result.reshape(-1)
+
+    entries = {
+        "node_features": padded(arrays.node_features, max_nodes, np.float32),
+        "node_mask": padded(np.ones(num_nodes), max_nodes, np.int8),
+        "edges": padded(arrays.edges.T, max_edges, np.int32),
+        "edge_types": padded(arrays.edge_types, max_edges, np.int8),
+        "edge_mask": padded(np.ones(num_edges), max_edges, np.int8),
         "globals": np.array(arrays.globals, np.float32),
     }
+    if len(schema.nodes) > 1:
+        entries["node_types"] = padded(arrays.node_types, max_nodes, np.int8)
+    if schema.edge_width:
+        features = arrays.edge_features.reshape(num_edges, schema.edge_width)
+        entries["edge_features"] = padded(features, max_edges, np.float32)
+    return entries
 
 
 def unpad(padded: Mapping[str, npt.NDArray[Any]]) -> GraphArrays:
     """The inverse of :func:`pad`: drops the padding. All arrays are new."""
     nodes = padded["node_mask"] > 0
     kept = padded["edge_mask"] > 0
+    num_nodes, num_edges = len(nodes), len(kept)
+    node_types = padded.get("node_types", np.zeros(num_nodes))[nodes]
+    edge_features = padded.get("edge_features", np.zeros(0))
+    width = len(edge_features) // max(num_edges, 1)
     return GraphArrays(
-        node_features=padded["node_features"].reshape(len(nodes), -1)[nodes].astype(np.float32),
+        node_features=padded["node_features"].reshape(num_nodes, -1)[nodes].astype(np.float32),
         edges=np.ascontiguousarray(padded["edges"].reshape(-1, 2)[kept].T, np.int64),
         edge_types=padded["edge_types"][kept].astype(np.int64),
         globals=np.array(padded["globals"], np.float32),
+        node_types=node_types.astype(np.int64),
+        edge_features=edge_features.reshape(num_edges, width)[kept].astype(np.float32),
     )

@@ -5,34 +5,12 @@ Every column is scaled to about [-1, 1]. Counts and sizes go through a logarithm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from compress_env.complexity import ComplexityModel
-from compress_env.layer_graph import LayerGraph
 from compress_env.observations.arrays import GraphArrays
-from compress_env.plan import FLOAT_BITS, CompressionPlan
-
-
-@dataclass(frozen=True, eq=False)
-class ObservedState:
-    """What an observation is made from.
-
-    Attributes:
-        plan: the current plan.
-        reduction: its reduction in the environment's metric.
-        target_reduction: the reduction to reach.
-        steps_left: share of the episode's steps that are left, 0 to 1.
-        next_layer: the layer to be decided next in `layer` mode, else -1.
-    """
-
-    plan: CompressionPlan
-    reduction: float
-    target_reduction: float
-    steps_left: float
-    next_layer: int = -1
-
+from compress_env.observations.interface import ObservationContext, ObservedState
+from compress_env.observations.schema import layer_schema
+from compress_env.plan import FLOAT_BITS
 
 KINDS = ("conv", "depthwise", "grouped", "linear")
 
@@ -101,6 +79,19 @@ GLOBAL_COLUMNS = ("reduction", "target_reduction", "remaining", "steps_left", "i
 """
 
 
+def global_values(state: ObservedState) -> np.ndarray:
+    """What concerns the whole network: float32 (5,), the columns of `GLOBAL_COLUMNS`."""
+    bits = np.concatenate([state.plan.weight_bits, state.plan.activation_bits])
+    values = [
+        np.log10(max(1.0 - state.reduction, 1e-6)) / 3,
+        np.log10(max(1.0 - state.target_reduction, 1e-6)) / 3,
+        max(state.target_reduction - state.reduction, 0.0),
+        state.steps_left,
+        float((bits < FLOAT_BITS).mean()),
+    ]
+    return np.array(values, dtype=np.float32)
+
+
 class LayerObservation:
     """Observes the current plan on the graph of layers.
 
@@ -108,20 +99,15 @@ class LayerObservation:
     join the layers of a coupling group, in both directions.
 
     Args:
-        graph: the layer graph.
-        costs: its complexity model.
-        importance: float (atoms,), scores of the channels.
-        fixed: bool (layers,), layers whose bits are not chosen by the agent.
+        context: what does not change.
     """
 
-    node_columns = NODE_COLUMNS
-    global_columns = GLOBAL_COLUMNS
-    edge_types = ("flow", "coupling")
+    schema = layer_schema(NODE_COLUMNS, GLOBAL_COLUMNS)
+    max_size = None
 
-    def __init__(
-        self, graph: LayerGraph, costs: ComplexityModel, importance: np.ndarray, fixed: np.ndarray
-    ) -> None:
-        self.graph, self.costs = graph, costs
+    def __init__(self, context: ObservationContext) -> None:
+        self.graph, self.costs = context.graph, context.costs
+        graph, costs = self.graph, self.costs
         layers = graph.layers
         self.edges = np.concatenate([graph.flow_edges, graph.coupling_edges], axis=1)
         self.kinds = np.repeat([0, 1], [graph.flow_edges.shape[1], graph.coupling_edges.shape[1]])
@@ -129,10 +115,10 @@ class LayerObservation:
         self.in_channels = np.array([layer.in_channels for layer in layers])
         self.out_layer = np.repeat(np.arange(len(layers)), self.out_channels)
         self.in_layer = np.repeat(np.arange(len(layers)), self.in_channels)
-        scores = np.maximum(importance, 0.0)[costs.out_atoms] + 1e-12
+        scores = np.maximum(context.importance, 0.0)[costs.out_atoms] + 1e-12
         self.out_scores = scores
         self.total_scores = np.bincount(self.out_layer, scores, len(layers))
-        self.static = self._static_columns(fixed)
+        self.static = self._static_columns(context.fixed)
 
     def _static_columns(self, fixed: np.ndarray) -> np.ndarray:
         layers, every = self.graph.layers, np.ones(self.graph.atom_group.size, dtype=bool)
@@ -188,17 +174,9 @@ class LayerObservation:
             ],
             axis=1,
         ).astype(np.float32)
-        bits = np.concatenate([plan.weight_bits, plan.activation_bits])
-        values = [
-            np.log10(max(1.0 - state.reduction, 1e-6)) / 3,
-            np.log10(max(1.0 - state.target_reduction, 1e-6)) / 3,
-            max(state.target_reduction - state.reduction, 0.0),
-            state.steps_left,
-            float((bits < FLOAT_BITS).mean()),
-        ]
         return GraphArrays(
             node_features=np.concatenate([self.static, current], axis=1),
             edges=self.edges,
             edge_types=self.kinds,
-            globals=np.array(values, dtype=np.float32),
+            globals=global_values(state),
         )
