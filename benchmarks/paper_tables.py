@@ -1,0 +1,172 @@
+"""`docs/results.md` from the rows of `benchmarks.papers`: tables, intervals and curves."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from scipy.stats import binomtest, norm
+
+from benchmarks.paper_rows import REPORTED
+from benchmarks.tables import markdown_table
+from compress_agents.runs import write_atomically
+
+_LEVEL = 0.95
+_TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
+
+Row = dict[str, Any]
+
+
+def accuracy_interval(accuracy: float, images: int) -> tuple[float, float]:
+    """Wilson's interval of an accuracy measured on some images."""
+    found = binomtest(round(accuracy * images), images).proportion_ci(_LEVEL, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def paired_difference(only_ours: int, only_theirs: int, images: int) -> tuple[float, float, float]:
+    """Difference of two accuracies on the same images, with its interval.
+
+    Args:
+        only_ours: images that only the first network gets right.
+        only_theirs: images that only the second gets right.
+        images: how many there are.
+
+    Returns:
+        The difference, and the lower and upper end of Agresti and Min's adjusted interval
+        ("Simple improved confidence intervals for comparing matched proportions", 2005).
+    """
+    b, c, n = only_ours + 0.5, only_theirs + 0.5, images + 2
+    middle = (b - c) / n
+    reach = norm.ppf((1 + _LEVEL) / 2) * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    return (only_ours - only_theirs) / images, middle - reach, middle + reach
+
+
+def _cells(row: Row) -> list[str]:
+    images = int(row["num_test_images"])
+    low, high = accuracy_interval(row["test_accuracy"], images)
+    pair = int(row["only_compressed_right"]), int(row["only_dense_right"])
+    difference, lowest, highest = paired_difference(*pair, images)
+    target = row["target_reduction"]
+    return [
+        f"{target:.2%}" if target != "" else "",
+        str(row["method"]),
+        f"{row['reduction']:.2%}",
+        f"{row['macs_reduction']:.1%}",
+        f"{row['search_accuracy_before']:.1%} → {row['search_accuracy']:.1%}",
+        f"{row['test_accuracy_before']:.1%} → **{row['test_accuracy']:.1%}**",
+        f"{low:.1%} to {high:.1%}",
+        f"{100 * difference:+.1f} ({100 * lowest:+.1f} to {100 * highest:+.1f})",
+        f"{row['epochs']:.0f}",
+        f"{row['file_bytes'] / 1024:.0f}",
+    ]
+
+
+_HEAD = [
+    "target",
+    "plan",
+    "BOPs reduction",
+    "MACs reduction",
+    "search accuracy, before → after training",
+    "test accuracy, before → after",
+    "95% interval",
+    "points to dense on the same images (95%)",
+    "epochs",
+    "file, KiB",
+]
+
+
+def network_table(rows: Sequence[Row]) -> str:
+    """The table of one network's rows, the dense network first."""
+    first = rows[0]
+    low, high = accuracy_interval(first["dense_test_accuracy"], int(first["num_test_images"]))
+    dense = [""] * len(_HEAD)
+    dense[1], dense[2], dense[3] = "dense, 32 bits", "0%", "0%"
+    dense[4], dense[5] = (
+        f"{first['dense_search_accuracy']:.1%}",
+        f"{first['dense_test_accuracy']:.1%}",
+    )
+    dense[6] = f"{low:.1%} to {high:.1%}"
+    return markdown_table(_HEAD, [dense, *map(_cells, rows)])
+
+
+def results_page(rows: Sequence[Row], picture: str) -> str:
+    """The whole page.
+
+    Args:
+        rows: of the CSV file.
+        picture: name of the file of the curves, beside the page.
+    """
+    parts = [_INTRODUCTION]
+    for network in dict.fromkeys(str(row["network"]) for row in rows):
+        own = [row for row in rows if row["network"] == network]
+        parts += [f"## {_TITLES.get(network, network)}\n", network_table(own)]
+        reported = [r for r in REPORTED if r.network == network]
+        if reported:
+            lines = [
+                [
+                    r.reduction,
+                    r.what,
+                    f"{r.difference:+.2f}",
+                    "" if r.goal is None else f"{r.goal:+.1f}",
+                ]
+                for r in reported
+            ]
+            head = ["reduction", "reported by", "points to their dense network", "goal here"]
+            parts += ["Beside it, what the papers report:\n", markdown_table(head, lines)]
+    commands = "\n".join(dict.fromkeys(str(row["command"]) for row in rows))
+    parts += [
+        f"## Curves\n\n![Search accuracy during training]({picture})\n",
+        f"## Commands\n\n```\n{commands}\n```\n",
+    ]
+    return "\n".join(parts)
+
+
+_INTRODUCTION = """# Results on CIFAR-10
+
+Made by `python -m benchmarks.papers` from `benchmarks/results/papers.csv`; do not edit by hand.
+
+The checkpoints are those that both papers start from. A plan is searched without any training, by
+PPO with a graph network, on 1,000 images that the test never sees; then its physically pruned
+network is trained at its bits (`compress-agents finetune`: learned step sizes, distillation from
+the dense network, cosine schedule). **Uniform bits** is the plan that the action zero stands for:
+nothing pruned, the same bits everywhere as far as the target allows, trained in just the same way;
+the difference to the joint plan's row is what the search adds. First and last layer have 8 bits and
+count with them. BOPs are counted against 32 times 32 bits, over all layers.
+
+Test accuracy is that of the trained network, measured once, on all test images at hand; before
+training it is the plan's own. With 1,000 images an interval is some three points wide, so the last
+network against the dense one is better judged by the paired difference on the same images (Agresti
+and Min's interval). The checkpoints have seen the search images in their own training, which is why
+search accuracies are so high; differences still rank plans. Training images are a lossy copy of
+CIFAR-10's, with a quarter of every batch from lossless ones that neither search nor test uses.
+"""
+
+
+def write_curves(points: Sequence[Row], path: Path) -> None:
+    """Draw search accuracy against steps of training, a panel per network, as SVG."""
+    networks = list(dict.fromkeys(str(point["network"]) for point in points))
+    figure = Figure(figsize=(5.5 * max(1, len(networks)), 4.2), layout="constrained")
+    for place, network in enumerate(networks):
+        axes = figure.add_subplot(1, len(networks), place + 1)
+        own = [point for point in points if point["network"] == network]
+        for method, target in dict.fromkeys((p["method"], p["target_reduction"]) for p in own):
+            line = [p for p in own if (p["method"], p["target_reduction"]) == (method, target)]
+            name = method if target == "" else f"{target:.2%} {method}"
+            axes.plot(
+                [p["step"] for p in line],
+                [100 * p["search_accuracy"] for p in line],
+                label=name,
+                linestyle="--" if "uniform" in method else "-",
+            )
+        axes.set(title=_TITLES.get(network, network), xlabel="step", ylabel="search accuracy, %")
+        axes.set_ylim(bottom=60)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="lower right")
+    text = io.StringIO()
+    # No date, so that the same rows give the same file.
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    write_atomically(path, text.getvalue().encode())
