@@ -101,9 +101,9 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
 
     ## Information
 
-    Every step: `reduction`, `macs`, `bops`, `params`, `size_bits`, `target_met`. When the plan was
-    evaluated also `accuracy`, `accuracy_drop`. With `metric="latency"` also `latency_ms`. At the end of an episode `plan`
-    (`CompressionPlan`).
+    Every step: `reduction`, `macs`, `bops`, `params`, `size_bits`, `target_met`, and with
+    `metric="latency"` also `latency_ms`. When the plan was evaluated also `accuracy`,
+    `accuracy_drop`. At the end of an episode `plan` (`CompressionPlan`).
 
     ## Arguments
 

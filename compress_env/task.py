@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress_env.actions import ActionDecoder
 from compress_env.complexity import Complexity, ComplexityModel, reduction
 from compress_env.data import ImageSet, Splits, load_splits, normalize
 from compress_env.datasets.image_sets import stratified_order
@@ -24,6 +25,7 @@ from compress_env.evaluation import Engine, Evaluation, Evaluator, FastEngine, R
 from compress_env.evaluation.finetuned import FinetunedEngine
 from compress_env.finetune_options import FinetuneOptions
 from compress_env.importance import IMPORTANCES, Importance, rank_channels
+from compress_env.latency.cost import LatencyTableFile, latency_cost
 from compress_env.layer_graph import LayerGraph, trace
 from compress_env.network_training import ensure_digits_weights
 from compress_env.networks import NETWORKS, build_network
@@ -164,6 +166,34 @@ class CompressionTask:
     def dense_evaluation(self) -> Evaluation:
         """The dense network on the search split."""
         return self.evaluator.evaluate(self.dense_plan)
+
+    def decoder(
+        self,
+        *,
+        target_reduction: float,
+        metric: str,
+        bits: Sequence[int],
+        first_last_bits: int | None,
+        channel_multiple: int,
+        latency_table: LatencyTableFile = None,
+    ) -> ActionDecoder:
+        """What turns actions into plans for this network, as `compress_env.env` describes them.
+
+        Raises:
+            ValueError: an argument is not allowed, or the target cannot be reached.
+        """
+        return ActionDecoder(
+            self.graph,
+            self.costs,
+            self.ranks,
+            bits=bits,
+            metric=metric,
+            target_reduction=target_reduction,
+            first_last_bits=first_last_bits,
+            channel_multiple=channel_multiple,
+            network=self.network_name,
+            cost=latency_cost(metric, latency_table, self.graph),
+        )
 
     def complexity(self, plan: CompressionPlan) -> Complexity:
         """What a plan costs."""

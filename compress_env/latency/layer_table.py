@@ -67,7 +67,7 @@ class LatencyTable:
         layers: one entry per layer of the network, in its order.
         in_atoms: for every layer the atoms of its input channels.
         out_atoms: for every layer the atoms of its output channels.
-        conditions: engine, version, threads and batch size.
+        conditions: engine, version, threads, batch size and shape of an image.
     """
 
     layers: tuple[LayerTimes, ...]
@@ -108,6 +108,7 @@ class LatencyTable:
             "version": versions_of([engine])[engine],
             "threads": threads,
             "batch_size": batch_size,
+            "input_shape": list(graph.input_shape),
         }
         grids = [_grid(layer.in_channels, layer.out_channels, layer.kind, layer.groups, fractions)
                  for layer in graph.layers]  # fmt: skip
@@ -175,21 +176,47 @@ class LatencyTable:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file is no table, or one for another network.
+            ValueError: the file is no table, lacks times of a kind, or is for another network or
+                other images.
             FileNotFoundError: there is no such file.
         """
         try:
             data = json.loads(Path(path).read_text())
             if data.pop("format") != 1 or data.pop("unit") != "milliseconds":
                 raise KeyError("format")
-            layers = data.pop("layers")
-            entries = [
-                LayerTimes(name, *(np.array(entry[key], dtype=kind) for key, kind in _COLUMNS))
-                for name, entry in layers.items()
-            ]
+            layers = dict(data.pop("layers"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"latency table: {path} is not one") from error
+        shape = data.get("input_shape", list(graph.input_shape))
+        if shape != list(graph.input_shape):
+            raise ValueError(
+                f"latency table: {path} was measured on images {shape} (channels, height, width), "
+                f"not {list(graph.input_shape)}"
+            )
+        entries = [_read_entry(path, name, entry) for name, entry in layers.items()]
         return _table(graph, entries, data)
+
+
+def _read_entry(path: str | os.PathLike[str], name: str, entry: Any) -> LayerTimes:
+    where = f"latency table: {path}, layer '{name}':"
+    try:
+        columns = [np.array(entry[key], dtype=kind) for key, kind in _COLUMNS]
+    except KeyError as error:
+        raise ValueError(f"{where} there is no {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} an entry is of the wrong type: {error}") from None
+    inputs, outputs, *tables = columns
+    for grid in (inputs, outputs):
+        if grid.ndim != 1 or not grid.size or grid[0] < 1 or np.any(np.diff(grid) <= 0):
+            raise ValueError(f"{where} numbers of channels must increase from 1 at least")
+    for table in tables:
+        if table.shape != (inputs.size, outputs.size) or not np.all(
+            np.isfinite(table) & (table >= 0)
+        ):
+            raise ValueError(
+                f"{where} there must be a time for every number of inputs and of outputs"
+            )
+    return LayerTimes(name, *columns)
 
 
 _COLUMNS = (
