@@ -56,7 +56,10 @@ class SearchConfig(ABC):
         None, "File of the dense weights.", shown="embedded or published ones"
     )
     target_reduction: float = option(0.9636, "Share of the dense cost to remove, 0 to 1.")
-    metric: str = option("bops", "What is reduced: bops, macs, params, size.")
+    metric: str = option("bops", "What is reduced: bops, macs, params, size, latency.")
+    latency_table: str | None = option(
+        None, "File of latency-table, for metric latency.", shown="none"
+    )
     bits: tuple[int, ...] = option(
         tuple(range(2, 9)), "Allowed bit-widths, 2,4,8 or 2-8; 32 prunes only.", shown="2-8",
         parse=parse_bits,
@@ -68,6 +71,7 @@ class SearchConfig(ABC):
     )
     search_images: int = option(1000, "Images that a plan is evaluated on, at most.")
     calibration_images: int = option(128, "Images for BatchNorm and activation ranges.")
+    finetune_steps: int = option(0, "Training steps of every plan's network before its reward.")
     first_last_bits: int | None = option(
         8, "Bits of first and last layer, or none: searched too.", shown="8",
         parse=parse_first_last_bits,
@@ -92,9 +96,11 @@ class SearchConfig(ABC):
         """The keyword arguments for ``gymnasium.make``."""
         given = {
             name: getattr(self, name)
-            for name in ("network", "dataset", "data_root", "weights", "image_size")
+            for name in (
+                "network", "dataset", "data_root", "weights", "image_size", "latency_table",
+            )
             if getattr(self, name) is not None
-        }
+        }  # fmt: skip
         return {
             **given,
             "target_reduction": self.target_reduction,
@@ -104,6 +110,7 @@ class SearchConfig(ABC):
             "reward": self.reward,
             "search_images": self.search_images,
             "calibration_images": self.calibration_images,
+            "finetune_steps": self.finetune_steps,
             "first_last_bits": self.first_last_bits,
             "channel_multiple": self.channel_multiple,
             "device": self.device,

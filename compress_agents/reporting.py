@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 import compress_env
-from compress_agents.config import BaselineConfig, SearchConfig, TrainingConfig
+from compress_agents.config import TrainingConfig
 from compress_agents.figures import draw_figures
 from compress_agents.records import Record
 from compress_agents.runs import RunFolder, write_json
@@ -43,7 +43,7 @@ def measure(env: JointPruneQuantEnv, plan: CompressionPlan) -> dict[str, Any]:
         "dataset": task.splits.name,
         "metric": env.metric,
         "target_reduction": env.target_reduction,
-        "reduction": task.reduction(plan, env.metric),
+        "reduction": env.decoder.reduction(plan),
         "macs": cost.macs,
         "bops": cost.bops,
         "params": cost.params,
@@ -58,7 +58,7 @@ def measure(env: JointPruneQuantEnv, plan: CompressionPlan) -> dict[str, Any]:
         "dense_search_accuracy": task.dense_evaluation.accuracy,
         "search_accuracy": task.evaluator.evaluate(plan).accuracy,
         "uniform_search_accuracy": task.evaluator.evaluate(uniform).accuracy,
-        "uniform_reduction": task.reduction(uniform, env.metric),
+        "uniform_reduction": env.decoder.reduction(uniform),
         "num_test_images": len(task.splits.test),
         "num_search_images": len(task.search.labels),
         "first_last_bits": env.decoder.fixed_bits,
@@ -88,7 +88,7 @@ def describe(env: JointPruneQuantEnv) -> dict[str, Any]:
 
 
 def finish(
-    config: SearchConfig, folder: RunFolder, env: JointPruneQuantEnv, record: Record
+    config: TrainingConfig, folder: RunFolder, env: JointPruneQuantEnv, record: Record
 ) -> dict[str, Any]:
     """Measure the best plan, and write ``report.json`` and the figures.
 
@@ -103,7 +103,7 @@ def finish(
     report = {
         **measure(env, record.best.plan),
         **describe(env),
-        "method": _method(config),
+        "method": config.agent,
         "env_id": config.env_id,
         "reward": config.reward,
         "best_reward": record.best.reward,
@@ -123,13 +123,6 @@ def finish(
     # Last, so that a run with a report is a run with everything.
     write_json(folder.report, report)
     return report
-
-
-def _method(config: SearchConfig) -> str:
-    if isinstance(config, BaselineConfig):
-        return config.method
-    assert isinstance(config, TrainingConfig)
-    return f"ppo-{config.agent}"
 
 
 def _versions() -> dict[str, str]:
