@@ -5,7 +5,6 @@ Only what ``--help`` needs is imported here; torch and the rest follow when a co
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from compress_agents.cli_options import build_config, takes_options
+from compress_agents.cli_output import ERR as _err
+from compress_agents.cli_output import INTERRUPTED
+from compress_agents.cli_output import OUT as _out
+from compress_agents.cli_output import interrupted as _interrupted
+from compress_agents.cli_output import refuse as _refuse
+from compress_agents.cli_output import user_errors as _user_errors
 from compress_agents.config import BaselineConfig, TrainingConfig
 
 __all__ = ["app", "main"]
@@ -28,36 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_out = Console()
-_err = Console(stderr=True)
-
-_INTERRUPTED = 130
-
-
-class _Refused(typer.Exit):
-    """What ends a command with exit status 2, its message being printed."""
-
-
-def _refuse(error: BaseException) -> _Refused:
-    # One line whatever the message: it is for people and for scripts that look for it.
-    _err.print(f"Error: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
-    return _Refused(2)
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """Errors of the user's are one line and exit status 2, not a traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if os.environ.get("COMPRESS_AGENTS_TRACEBACK"):
-            raise
-        raise _refuse(error) from None
-
-
-def _interrupted(resume: str) -> typer.Exit:
-    _err.print(f"\nInterrupted. Go on with: {resume}", markup=False, soft_wrap=True)
-    return typer.Exit(_INTERRUPTED)
 
 
 _RunDir = Annotated[
@@ -212,7 +186,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
