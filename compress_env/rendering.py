@@ -9,10 +9,12 @@ from compress_env.complexity import ComplexityModel
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import FLOAT_BITS, CompressionPlan
 
-_BITS_COLOURS = {
+BITS_COLOURS = {
     2: (68, 1, 84), 3: (65, 68, 135), 4: (42, 120, 142), 5: (34, 168, 132),
     6: (122, 209, 81), 7: (189, 223, 38), 8: (253, 231, 37), 32: (200, 200, 200),
 }  # fmt: skip
+"""Red, green and blue of every bit-width, 0 to 255; white is legible on those up to 4 bits."""
+
 _KEPT, _GONE, _INK, _PAPER = (38, 84, 124), (226, 229, 233), (32, 36, 40), (255, 255, 255)
 
 
@@ -79,7 +81,7 @@ def draw_plan(graph: LayerGraph, plan: CompressionPlan, row: int = 18) -> np.nda
         draw.text((label + bar + 8, top + text_y), f"{count}/{layer.out_channels}", _INK, font)
         for place, bits in enumerate((plan.weight_bits[index], plan.activation_bits[index])):
             x = left + place * (cell + 4)
-            draw.rectangle((x, top + 1, x + cell, top + row - 2), fill=_BITS_COLOURS[int(bits)])
+            draw.rectangle((x, top + 1, x + cell, top + row - 2), fill=BITS_COLOURS[int(bits)])
             ink = _PAPER if bits <= 4 else _INK
             word = "fp32" if bits == FLOAT_BITS else str(int(bits))
             draw.text((x + (cell - font.getlength(word)) / 2, top + text_y), word, ink, font)
