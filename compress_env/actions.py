@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compress_env.complexity import LATENCY, METRICS, ComplexityModel, reduction
+from compress_env.importance import rank_group
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import ALLOWED_BITS, FLOAT_BITS, CompressionPlan
 
@@ -30,10 +31,12 @@ class Choice:
     Attributes:
         counts: int64 (groups,), kept channels.
         bits: int64 (layers, 2), weight bits and activation bits.
+        ranks: int64 (atoms,), the order in which channels are kept, where it is not the decoder's.
     """
 
     counts: np.ndarray
     bits: np.ndarray
+    ranks: np.ndarray | None = None
 
 
 class ActionDecoder:
@@ -127,6 +130,21 @@ class ActionDecoder:
             return Choice(np.minimum(counts, before.counts), self._round_bits(bits))
         return self._project(wanted, bits)
 
+    def own_groups(self, index: int) -> list[int]:
+        """The coupling groups that a layer is the first to make; it decides on them."""
+        return [g for g, group in enumerate(self.graph.groups) if group.layers[0] == index]
+
+    def own_atoms(self, index: int) -> np.ndarray:
+        """The channels that a layer decides on, group by group: int64 (atoms,)."""
+        own = [self.graph.group_atoms[group] for group in self.own_groups(index)]
+        return np.concatenate([*own, np.empty(0, np.int64)]).astype(np.int64)
+
+    @property
+    def layer_choice_size(self) -> int:
+        """Entries of an action that chooses a layer's channels: one each, then two for bits."""
+        most = max(self.own_atoms(index).size for index in range(len(self.fixed)))
+        return most + 2
+
     def decode_layer(self, action: np.ndarray, index: int, so_far: Choice) -> Choice:
         """Decode the action for one layer, bounded so that the target stays in reach.
 
@@ -142,32 +160,67 @@ class ActionDecoder:
         Returns:
             `so_far` with this layer decided.
         """
-        own = [g for g, group in enumerate(self.graph.groups) if group.layers[0] == index]
-        counts, bits = so_far.counts.copy(), so_far.bits.copy()
+        own = self.own_groups(index)
+        counts = so_far.counts.copy()
         share = float(_kept_share(action[0]))
         wanted = self._round_counts(self.base.counts * share)
         counts[own] = wanted[own]
-        bits[index] = self._round_bits(self.base.bits + action[1:] * self.span)[index]
-        rest = self._smallest_rest(index)
-        while not self._reachable(counts, bits, rest):
+        return self._bounded_layer(action[1:], index, Choice(counts, so_far.bits, so_far.ranks))
+
+    def decode_layer_choice(self, action: np.ndarray, index: int, so_far: Choice) -> Choice:
+        """Decode the action for one layer that names its channels, bounded likewise.
+
+        A positive number keeps a channel and a negative one removes it; zero does what the base
+        plan does. Where the budget, or a multiple that counts must be of, wants fewer or more, the
+        channels with the highest numbers stay, equal ones in the order of importance.
+
+        Args:
+            action: float (`layer_choice_size`,) in [-1, 1]: a number per channel of `own_atoms`,
+                others that are not looked at, and last weight bits and activation bits.
+            index: the layer.
+            so_far: what has been decided; entries of later layers are not looked at.
+
+        Returns:
+            `so_far` with this layer decided.
+        """
+        counts = so_far.counts.copy()
+        ranks = (self.ranks if so_far.ranks is None else so_far.ranks).copy()
+        start, own = 0, self.own_groups(index)
+        for group in own:
+            atoms = self.graph.group_atoms[group]
+            numbers = action[start : start + atoms.size]
+            start += atoms.size
+            before = self.ranks[atoms]
+            stays = (numbers > 0) | ((numbers == 0) & (before < self.base.counts[group]))
+            order = np.lexsort((before, -numbers))
+            ranks[atoms[order]] = np.arange(atoms.size)
+            ranks[atoms] = rank_group(self.graph, atoms, -ranks[atoms])
+            counts[group] = stays.sum()
+        counts[own] = self._round_counts(counts.astype(float))[own]
+        return self._bounded_layer(action[-2:], index, Choice(counts, so_far.bits, ranks))
+
+    def _bounded_layer(self, numbers: np.ndarray, index: int, wanted: Choice) -> Choice:
+        """Set a layer's bits, and lower them and its channels until the target is in reach."""
+        counts, bits = wanted.counts.copy(), wanted.bits.copy()
+        bits[index] = self._round_bits(self.base.bits + numbers * self.span)[index]
+        rest, own = self._smallest_rest(index), self.own_groups(index)
+        while not self._reachable(Choice(counts, bits, wanted.ranks), rest):
             lower = self._lower_once(index, own, counts, bits)
             if not lower:
                 break
-        return Choice(counts, bits)
+        return Choice(counts, bits, wanted.ranks)
 
     def _smallest_rest(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Which groups and layers are decided only after a layer: bool (groups,), (layers,)."""
         first = np.array([group.layers[0] for group in self.graph.groups], dtype=np.int64)
         return first > index, np.arange(len(self.fixed)) > index
 
-    def _reachable(
-        self, counts: np.ndarray, bits: np.ndarray, rest: tuple[np.ndarray, np.ndarray]
-    ) -> bool:
+    def _reachable(self, choice: Choice, rest: tuple[np.ndarray, np.ndarray]) -> bool:
         later_groups, later_layers = rest
         smallest = self._smallest()
-        counts = np.where(later_groups, smallest.counts, counts)
-        bits = np.where(later_layers[:, None], smallest.bits, bits)
-        return self.cost_of(Choice(counts, bits)) <= self.budget
+        counts = np.where(later_groups, smallest.counts, choice.counts)
+        bits = np.where(later_layers[:, None], smallest.bits, choice.bits)
+        return self.cost_of(Choice(counts, bits, choice.ranks)) <= self.budget
 
     def _lower_once(self, index: int, own: list[int], counts: np.ndarray, bits: np.ndarray) -> bool:
         """Lower the wider of a layer's bit-widths that cost something, or else its channels."""
@@ -191,23 +244,30 @@ class ActionDecoder:
 
     def plan(self, choice: Choice) -> CompressionPlan:
         """The plan of a choice: in every group the channels that rank first."""
+        ranks = self.ranks if choice.ranks is None else choice.ranks
         kept = [
-            self.ranks[atoms] < count
+            ranks[atoms] < count
             for atoms, count in zip(self.graph.group_atoms, choice.counts, strict=True)
         ]
         return CompressionPlan.of(
             self.graph, kept, choice.bits[:, 0], choice.bits[:, 1], self.network
         )
 
-    def kept_atoms(self, counts: np.ndarray) -> np.ndarray:
-        """Bool (atoms,) for kept counts per group."""
-        limits = np.append(counts, np.iinfo(np.int64).max)
-        kept: np.ndarray = self.ranks < limits[self._group_of_atom]
+    def kept_atoms(self, choice: Choice) -> np.ndarray:
+        """Bool (atoms,) for the kept counts of a choice."""
+        ranks = self.ranks if choice.ranks is None else choice.ranks
+        limits = np.append(choice.counts, np.iinfo(np.int64).max)
+        kept: np.ndarray = ranks < limits[self._group_of_atom]
         return kept
+
+    def cost_of_plan(self, plan: CompressionPlan) -> float:
+        """Cost of a plan in the metric, whoever made it."""
+        bits = np.stack([plan.weight_bits, plan.activation_bits], axis=1)
+        return self._cost(plan.kept_atoms(self.graph), bits)
 
     def cost_of(self, choice: Choice) -> float:
         """Cost of a choice in the metric."""
-        return self._cost(self.kept_atoms(choice.counts), choice.bits)
+        return self._cost(self.kept_atoms(choice), choice.bits)
 
     def reduction(self, plan: CompressionPlan) -> float:
         """Share of the dense network's cost that a plan saves, in the metric."""

@@ -29,6 +29,7 @@ from compress_env.spaces import GraphSpace
 from compress_env.task import CompressionTask, EngineFactory
 
 STEP_MODES = ("network", "layer")
+CHANNEL_ACTIONS = ("count", "choice")
 
 
 class Appraisal(NamedTuple):
@@ -67,10 +68,14 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
 
     The two per layer are its weight bits and the bits of its input, layer by layer. In `"layer"`
     mode the number for channels holds for the groups that this layer is the first to make.
+    With `channel_action="choice"` there is in its place one number for every channel of these
+    groups, in their order; the shape is that of the layer with most, and a layer with fewer does
+    not look at the rest.
 
     A number for bits moves the layer away from its uniform bits, up or down by as many as reach
     every allowed width, and is rounded. A number for channels keeps `1 - min(number, 0)**2` of
-    them, at least one.
+    them, at least one: those that `importance` puts first. A number for one channel keeps it where
+    it is positive and removes it where it is negative; zero does what the base plan does.
 
     ## Observation space
 
@@ -126,7 +131,10 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             engines have no kernels for fewer bits than 8, so bits from 2 to 8 cost the same.
         bits: allowed bit-widths, from 2 to 8; `[32]` prunes only.
         step_mode: `"network"` or `"layer"`.
-        observation: `"layer"`, or a callable that makes one: `compress_env.observations`.
+        channel_action: in `"layer"` mode, whether an action says how many channels of a layer stay
+            (`"count"`) or which (`"choice"`).
+        observation: `"layer"`, `"channel"`, or a callable that makes one, see
+            `compress_env.observations`.
         max_steps: steps of an episode in `"network"` mode, at least 1.
         project_to_budget: whether an action of `"network"` mode is moved onto the budget.
         importance: which channels stay: `"l1"`, `"l2"`, `"geometric_median"`, `"norm_scale"`,
@@ -169,6 +177,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         latency_table: str | os.PathLike[str] | None = None,
         bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
         step_mode: str = "network",
+        channel_action: str = "count",
         observation: str | ObservationFactory = "layer",
         max_steps: int = 10,
         project_to_budget: bool = True,
@@ -187,6 +196,11 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
     ) -> None:
         if step_mode not in STEP_MODES:
             raise ValueError(f"step_mode must be one of {', '.join(STEP_MODES)}, not '{step_mode}'")
+        if channel_action not in CHANNEL_ACTIONS:
+            known = ", ".join(CHANNEL_ACTIONS)
+            raise ValueError(f"channel_action must be one of {known}, not '{channel_action}'")
+        if channel_action == "choice" and step_mode != "layer":
+            raise ValueError("channel_action must be 'count' unless step_mode is 'layer'")
         if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
             raise ValueError(f"max_steps must be a whole number from 1, not {max_steps!r}")
         if reward not in REWARDS if isinstance(reward, str) else not callable(reward):
@@ -242,13 +256,14 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
                 self.task.ranks,
                 self.decoder.fixed,
                 self.task.calibration.images,
+                step_mode,
             )
         )
         # An attribute, so that a search can put a memory of known plans in front of it.
         self.appraise: Callable[[CompressionPlan], Appraisal] = self._appraise
         self.layers_to_decide = len(self.task.graph.layers)
-        size = 3 if step_mode == "layer" else self.decoder.network_action_size
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
+        self.chooses_channels = channel_action == "choice"
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (self._action_size(),), np.float32)
         self._start()
         self.observation_space = self._graph_space()
 
@@ -329,6 +344,11 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         reward = float(self.reward_function(evaluation, self.task.dense_evaluation))
         return Appraisal(reward, evaluation.accuracy)
 
+    def _action_size(self) -> int:
+        if self.step_mode == "network":
+            return self.decoder.network_action_size
+        return self.decoder.layer_choice_size if self.chooses_channels else 3
+
     def _start(self) -> None:
         self._steps = 0
         self._choice: Choice = self.decoder.dense()
@@ -341,7 +361,10 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         return met, not met and self._steps >= self.max_steps
 
     def _step_layer(self, action: np.ndarray) -> tuple[bool, bool]:
-        self._choice = self.decoder.decode_layer(action, self._steps, self._choice)
+        decode = (
+            self.decoder.decode_layer_choice if self.chooses_channels else self.decoder.decode_layer
+        )
+        self._choice = decode(action, self._steps, self._choice)
         self._steps += 1
         done = self._steps >= self.layers_to_decide
         met = done and self.decoder.target_met(self._choice)

@@ -128,11 +128,24 @@ def rank_channels(graph: LayerGraph, scores: np.ndarray) -> np.ndarray:
     """
     ranks = np.full(graph.atom_group.size, FROZEN, dtype=np.int64)
     for atoms in graph.group_atoms:
-        cells = graph.atom_cell[atoms]
-        by_score = np.lexsort((-scores[atoms], cells))
-        _, start, size = np.unique(cells[by_score], return_index=True, return_counts=True)
-        within = np.arange(atoms.size) - np.repeat(start, size)
-        turn = (within + 0.5) / np.repeat(size, size)
-        order = by_score[np.lexsort((-scores[atoms][by_score], np.round(turn, 9)))]
-        ranks[atoms[order]] = np.arange(atoms.size)
+        ranks[atoms] = rank_group(graph, atoms, scores[atoms])
+    return ranks
+
+
+def rank_group(graph: LayerGraph, atoms: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Places of the atoms of one group, int64 (size,); see `rank_channels`.
+
+    Args:
+        graph: the layer graph.
+        atoms: int64 (size,), the group's atoms.
+        scores: float (size,), higher is more important.
+    """
+    cells = graph.atom_cell[atoms]
+    by_score = np.lexsort((-scores, cells))
+    _, start, size = np.unique(cells[by_score], return_index=True, return_counts=True)
+    within = np.arange(atoms.size) - np.repeat(start, size)
+    turn = (within + 0.5) / np.repeat(size, size)
+    order = by_score[np.lexsort((-scores[by_score], np.round(turn, 9)))]
+    ranks = np.empty(atoms.size, dtype=np.int64)
+    ranks[order] = np.arange(atoms.size)
     return ranks

@@ -202,7 +202,7 @@ def test_kept_channels_are_those_that_rank_first() -> None:
     for mask, atoms, count in zip(plan.kept, decode.graph.group_atoms, choice.counts, strict=True):
         assert int(mask.sum()) == count
         assert set(decode.ranks[atoms[mask]]) == set(range(count))
-    assert np.array_equal(plan.kept_atoms(decode.graph), decode.kept_atoms(choice.counts))
+    assert np.array_equal(plan.kept_atoms(decode.graph), decode.kept_atoms(choice))
 
 
 @pytest.mark.parametrize(

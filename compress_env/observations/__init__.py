@@ -46,6 +46,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compress_env.observations.arrays import GraphArrays
+from compress_env.observations.channel import ChannelObservation
 from compress_env.observations.interface import (
     Observation,
     ObservationContext,
@@ -67,5 +68,8 @@ __all__ = [
     "ObservedState",
 ]
 
-OBSERVATIONS: Mapping[str, ObservationFactory] = {"layer": LayerObservation}
+OBSERVATIONS: Mapping[str, ObservationFactory] = {
+    "layer": LayerObservation,
+    "channel": ChannelObservation,
+}
 """The observations that come with the package, by name."""

@@ -28,6 +28,7 @@ class ObservationContext:
         fixed: bool (layers,), layers whose bits are not chosen by the agent.
         images: float32 (n, 3, H, W), the calibration images, normalised, on the device of the
             network.
+        step_mode: what a step decides, `"network"` or `"layer"`.
     """
 
     graph: LayerGraph
@@ -36,6 +37,7 @@ class ObservationContext:
     ranks: np.ndarray
     fixed: np.ndarray
     images: torch.Tensor
+    step_mode: str = "network"
 
 
 @dataclass(frozen=True, eq=False)
