@@ -32,7 +32,8 @@ import torch
 from torch import nn
 
 from benchmarks.peer_network import PeerNetwork
-from compress_env.compression import BatchNorm, compress, norm_as_affine
+from compress_env.calibration import BatchNorm
+from compress_env.compression import compress, norm_as_affine
 from compress_env.data import load_splits, normalize
 from compress_env.env import JointPruneQuantEnv
 from compress_env.evaluation import Evaluation, FastEngine, ReferenceEngine

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compress_env.compression import calibrate
+from compress_env.calibration import calibrate
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import CompressionPlan
 from compress_env.pruning import prune
@@ -80,7 +80,7 @@ class PeerNetwork(nn.Module):
         super().__init__()
         kept = plan.kept_atoms(graph)
         small = prune(graph, kept)
-        samples = calibrate(small, dict(small.named_modules()), graph, calibration, False)
+        samples = calibrate(small, graph, calibration, False)
         levels = [
             highest_level(int(bits), not layer.input_nonnegative)
             for bits, layer in zip(plan.activation_bits, graph.layers, strict=True)

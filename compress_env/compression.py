@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-
 import torch
 from torch import fx, nn
 
+from compress_env.calibration import BatchNorm, affine, calibrate
 from compress_env.layer_graph import LayerGraph, trace
 from compress_env.plan import FLOAT_BITS, CompressionPlan
 from compress_env.pruning import prune
@@ -18,13 +16,7 @@ from compress_env.quantization import (
     QuantizedLayer,
     activation_scales,
     highest_level,
-    sample_values,
 )
-
-CALIBRATION_BATCH = 64
-"""Images that pass through the network at once while it is calibrated."""
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def compress(
@@ -56,8 +48,7 @@ def compress(
     plan = CompressionPlan.from_json(plan.to_json(), graph)
     kept = plan.kept_atoms(graph)
     small = prune(graph, kept)
-    modules = dict(small.named_modules())
-    samples = calibrate(small, modules, graph, calibration_images, not bool(kept.all()))
+    samples = calibrate(small, graph, calibration_images, not bool(kept.all()))
     return _in_plain_order(quantize_network(small, graph, plan, samples))
 
 
@@ -66,69 +57,6 @@ def _in_plain_order(network: nn.Module) -> nn.Module:
     for parameter in network.parameters():
         parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
     return network
-
-
-def calibrate(
-    network: Callable[[torch.Tensor], object],
-    modules: Mapping[str, object],
-    graph: LayerGraph,
-    images: torch.Tensor,
-    reestimate: bool,
-) -> list[torch.Tensor]:
-    """One pass over the calibration images: BatchNorm statistics and samples of layer inputs.
-
-    Args:
-        network: runs a pruned network.
-        modules: its modules by name; their BatchNorm statistics are replaced if `reestimate`.
-        graph: the layer graph it comes from.
-        images: float32 (images, channels, height, width).
-        reestimate: whether to re-estimate BatchNorm statistics (mean over batches of the batch
-            statistics). Layers behind a BatchNorm then see its re-estimated output.
-
-    Returns:
-        For every layer, magnitudes of values of its input.
-    """
-    seen: list[list[torch.Tensor]] = [[] for _ in graph.layers]
-    batches = images.split(CALIBRATION_BATCH)
-    hooks = []
-    for index, layer in enumerate(graph.layers):
-
-        def note(
-            module: nn.Module,
-            inputs: tuple[torch.Tensor, ...],
-            store: list[torch.Tensor] = seen[index],
-        ) -> None:
-            store.append(sample_values(inputs[0]))
-
-        module = modules[layer.name]
-        assert isinstance(module, nn.Module)
-        module.to(memory_format=torch.channels_last)
-        hooks.append(module.register_forward_pre_hook(note))
-    norms = [m for m in modules.values() if isinstance(m, BatchNorm)] if reestimate else []
-    try:
-        with torch.no_grad(), _batch_statistics(norms):
-            for batch in batches:
-                network(batch.contiguous(memory_format=torch.channels_last))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [torch.cat(store) for store in seen]
-
-
-@contextmanager
-def _batch_statistics(norms: list[BatchNorm]) -> Iterator[None]:
-    """Let BatchNorm use and gather the statistics of the batches that pass through."""
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-        norm.train()
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
 
 
 def quantize_network(
@@ -170,13 +98,7 @@ def quantize_network(
 def norm_as_affine(norm: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """What a BatchNorm in evaluation mode multiplies and adds: factor and offset, (channels,)."""
     assert norm.running_mean is not None and norm.running_var is not None
-    factor = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        factor = factor * norm.weight.detach()
-    offset = -norm.running_mean * factor
-    if norm.bias is not None:
-        offset = offset + norm.bias.detach()
-    return factor, offset
+    return affine(norm, norm.running_mean, norm.running_var)
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:

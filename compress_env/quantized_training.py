@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from compress_env.compression import BatchNorm, calibrate
+from compress_env.calibration import BatchNorm, calibrate
 from compress_env.data import ImageSet, Splits, normalize
 from compress_env.datasets.augmentation import augment
 from compress_env.finetune_options import FinetuneOptions
@@ -109,8 +109,7 @@ class QuantizedTraining:
         self.graph, self.teacher, self.images, self.options = graph, teacher, images, options
         kept = plan.kept_atoms(graph)
         small = prune(graph, kept)
-        modules = dict(small.named_modules())
-        samples = calibrate(small, modules, graph, calibration_images, not bool(kept.all()))
+        samples = calibrate(small, graph, calibration_images, not bool(kept.all()))
         self.network = learnable(small, graph, plan, samples).requires_grad_(True)
         self.network.to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.network, options)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import compress_env
-from compress_env.compression import calibrate, compress
+from compress_env.calibration import calibrate
+from compress_env.compression import compress
 from compress_env.data import load_splits
 from compress_env.evaluation import evaluate_network
 from compress_env.evaluation.finetuned import FinetunedEngine
@@ -118,7 +119,7 @@ def test_training_starts_at_exactly_what_the_plan_means(name):
     plan = random_plan(graph, seed=2)
     kept = plan.kept_atoms(graph)
     small = prune(graph, kept)
-    samples = calibrate(small, dict(small.named_modules()), graph, images, True)
+    samples = calibrate(small, graph, images, True)
     start = finished(learnable(small, graph, plan, samples), graph).state_dict()
     expected = compress(graph, plan, images).state_dict()
     assert start.keys() == expected.keys()

@@ -1,7 +1,7 @@
 """The fast engine: the same integers as the reference, at the speed of integer convolutions.
 
 Per plan nothing is traced or compiled: layers are cut from the dense weights, their codes come from
-a cache, and the steps of `compress_env.evaluation.program` run on 8-bit codes wherever a layer
+a cache, and the steps of `compress_env.program` run on 8-bit codes wherever a layer
 feeds only quantized layers. The residual stream stays float32, as in the reference. Batches are
 spread over threads, each of which runs its operations alone.
 """
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from compress_env.compression import BatchNorm, calibrate, norm_as_affine
+from compress_env.calibration import BatchNorm, calibrate
+from compress_env.compression import norm_as_affine
 from compress_env.evaluation.cache import BoundedCache
 from compress_env.evaluation.evaluator import logits_of
 from compress_env.evaluation.kernels import (
@@ -31,9 +32,9 @@ from compress_env.evaluation.kernels import (
     is_supported,
     pack,
 )
-from compress_env.evaluation.program import LayerStep, Program, run_plain
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import FLOAT_BITS, CompressionPlan
+from compress_env.program import LayerStep, Program, run_plain
 from compress_env.pruning import pruned_modules
 from compress_env.quantization import (
     QuantizedLayer,
@@ -191,12 +192,8 @@ class FastEngine:
 
     def _prune(self, kept: np.ndarray) -> _Pruned:
         modules = pruned_modules(self.graph, kept)
-
-        def run(images: torch.Tensor) -> None:
-            self.program.run_unfused(images, modules.__getitem__)
-
         changed = not bool(kept.all())
-        samples = calibrate(run, modules, self.graph, self.calibration_images, changed)
+        samples = calibrate(modules, self.graph, self.calibration_images, changed, self.program)
         return _Pruned(modules, samples, {})
 
     def _fill_scales(self, pruned: _Pruned, plan: CompressionPlan) -> None:

@@ -30,6 +30,7 @@ class LayerStep:
 
     Attributes:
         layer: its index in the layer graph.
+        name: its name.
         source: node whose value it reads.
         target: node whose value it makes (the last one fused).
         norm: name of the folded BatchNorm, or None.
@@ -40,6 +41,7 @@ class LayerStep:
     """
 
     layer: int
+    name: str
     source: fx.Node
     target: fx.Node
     norm: str | None
@@ -77,22 +79,12 @@ class Program:
         self._order = {node: place for place, node in enumerate(nodes)}
         calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
         self._once = {name for name, count in calls.items() if count == 1}
-        self._last_uses = _last_uses(nodes)
         self._unfused: set[fx.Node] = set()
         steps = self._steps(nodes)
         while (late := _changed_too_early(steps)) is not None:
             self._unfused.add(late)
             steps = self._steps(nodes)
         self.steps = self._with_deaths(steps)
-
-    def run_unfused(self, images: torch.Tensor, modules: Callable[[str], Any]) -> None:
-        """Run all nodes one by one, for what the modules' hooks see of it."""
-        values: dict[fx.Node, Any] = {self.input: images}
-        for node in self.graph.module.graph.nodes:
-            if node.op not in ("placeholder", "output"):
-                values[node] = run_plain(node, values, modules)
-            for dead in self._last_uses.get(node, ()):
-                values.pop(dead, None)
 
     def _steps(self, nodes: list[fx.Node]) -> list[LayerStep | PlainStep]:
         fused: dict[fx.Node, LayerStep] = {}
@@ -142,7 +134,8 @@ class Program:
         only = tuple(reader for reader in readers if reader is not None)
         whole = only if len(only) == len(readers) and only else None
         inner.discard(node)
-        return LayerStep(index, source, last, norm, residual, relu, whole, ()), inner
+        name = str(node.target)
+        return LayerStep(index, name, source, last, norm, residual, relu, whole, ()), inner
 
     def _is_fusible_add(self, node: fx.Node, result: fx.Node) -> bool:
         """Whether an addition can be done in place in its other operand."""
@@ -197,16 +190,6 @@ def run_plain(node: fx.Node, values: Mapping[fx.Node, Any], modules: Callable[[s
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     target: Any = node.target
     return target(*args, **kwargs)
-
-
-def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For every node those whose values nothing reads after it."""
-    order = {node: place for place, node in enumerate(nodes)}
-    last: dict[fx.Node, list[fx.Node]] = {}
-    for node in nodes:
-        if node.users:
-            last.setdefault(max(node.users, key=order.__getitem__), []).append(node)
-    return last
 
 
 def _changed_too_early(steps: list[LayerStep | PlainStep]) -> fx.Node | None:
