@@ -79,7 +79,8 @@ class GraphSchema:
                 )
         if len({edge.ends for edge in self.edges}) < len(self.edges):
             raise ValueError("edge types must differ in name or node types")
-        for columns in (*(kind.columns for kind in (*self.nodes, *self.edges)), self.globals):
+        tables = [*(node.columns for node in self.nodes), *(edge.columns for edge in self.edges)]
+        for columns in (*tables, self.globals):
             if len(set(columns)) < len(columns):
                 raise ValueError(f"columns must have names of their own, got {columns}")
 
