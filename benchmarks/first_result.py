@@ -20,11 +20,10 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.tables import markdown_table
-from compress_agents.baselines import Baseline
-from compress_agents.config import BaselineConfig, SearchConfig, TrainingConfig
+from compress_agents.config import TrainingConfig
 from compress_agents.progress import search_progress
 from compress_agents.runs import RunFolder, write_atomically, write_json
-from compress_agents.training import Training
+from compress_agents.training import open_run
 
 TARGETS = (0.984, 0.991)
 RESULTS = Path(__file__).parent / "results"
@@ -49,25 +48,21 @@ class Run:
     evaluations: int
 
     @property
-    def config(self) -> SearchConfig:
+    def config(self) -> TrainingConfig:
         """Its options."""
-        common: dict[str, Any] = {"target_reduction": self.target, "seed": self.seed}
-        if self.method == "ppo":
-            return TrainingConfig(total_timesteps=self.evaluations, **common)
-        # PPO's final action, without noise, is one evaluation more; everyone gets it.
-        return BaselineConfig(method=self.method, evaluations=self.evaluations + 1, **common)
+        return TrainingConfig(
+            target_reduction=self.target,
+            seed=self.seed,
+            agent=self.method,
+            evaluations=self.evaluations,
+        )
 
     def run(self, root: Path, console: Console) -> dict[str, Any]:
         """Run it, go on with it or read it; the row of the results."""
         config = self.config
         path = root / f"{self.target}-{self.method}-seed{self.seed}"
         resume = RunFolder(path).config.exists()
-        search: Training | Baseline
-        if isinstance(config, TrainingConfig):
-            search = Training(config, str(path), resume)
-        else:
-            assert isinstance(config, BaselineConfig)
-            search = Baseline(config, str(path), resume)
+        search = open_run(config, str(path), resume)
         console.print(f"[bold]{self.target:.1%} {_TITLES[self.method]}, seed {self.seed}")
         with search_progress(console, config.budget) as show:
             report = search.run(show)
@@ -172,7 +167,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="seeds per method (default 5)")
     parser.add_argument(
-        "--evaluations", type=int, default=500, help="evaluations per search (default 500)"
+        "--evaluations",
+        type=int,
+        default=501,
+        help="evaluations per search (default 501: 20 updates of PPO and its final action)",
     )
     parser.add_argument(
         "--targets", type=float, nargs="+", default=TARGETS, help="reductions (default 0.984 0.991)"

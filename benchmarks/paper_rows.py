@@ -87,7 +87,7 @@ class PaperRow:
         )
 
 
-_SEARCH = {"total_timesteps": 500}
+_SEARCH = {"evaluations": 501}
 _PRUNING = {"metric": "macs", "bits": (32,), **_SEARCH}
 
 ROWS = (

@@ -21,10 +21,9 @@ import torch
 
 from benchmarks.paper_rows import CURVES, NUMBERS, RESULTS, ROWS, PaperRow
 from benchmarks.paper_tables import results_page, write_curves
-from compress_agents.baselines import Baseline
-from compress_agents.config import BaselineConfig, SearchConfig, TrainingConfig
+from compress_agents.config import TrainingConfig
 from compress_agents.runs import RunFolder, write_atomically
-from compress_agents.training import Training
+from compress_agents.training import open_run
 from compress_env import CompressionPlan
 from compress_env.compressed_file import COMPRESSED_FILE, FINETUNED_FOLDER, load_compressed
 from compress_env.evaluation import Evaluation, evaluate_network
@@ -50,7 +49,7 @@ class Source:
             raise ValueError(f"weights_dir: there is no {row.network}-* in {self.weights_dir}")
         return str(found[0])
 
-    def config(self, row: PaperRow) -> SearchConfig:
+    def config(self, row: PaperRow) -> TrainingConfig:
         """Options of a row's search; those of uniform bits, where it has none."""
         common: dict[str, Any] = {
             "env_id": row.env_id,
@@ -61,7 +60,7 @@ class Source:
             "seed": row.seed,
         }
         if row.search is None:
-            return BaselineConfig(method="uniform", **common)
+            return TrainingConfig(agent="uniform", **common)
         return TrainingConfig(**common, **row.search)
 
     def task(self, row: PaperRow) -> CompressionTask:
@@ -77,14 +76,7 @@ def find_plan(row: PaperRow, source: Source, task: CompressionTask, folder: Path
         return row.uniform_plan(task.graph)
     run = RunFolder(folder)
     if not run.report.exists():
-        config = source.config(row)
-        search: Training | Baseline
-        if isinstance(config, TrainingConfig):
-            search = Training(config, str(folder), run.config.exists())
-        else:
-            assert isinstance(config, BaselineConfig)
-            search = Baseline(config, str(folder), run.config.exists())
-        search.run()
+        open_run(source.config(row), str(folder), run.config.exists()).run()
     return CompressionPlan.load(run.best_plan, task.graph, row.network)
 
 

@@ -1,68 +1,171 @@
-"""The agents that ``compress-agents train`` trains: PPO with a graph network."""
+"""Agents by name, and what an agent is: anything that acts on a Gymnasium environment.
+
+An agent has one method, `Agent.search`. It plays episodes, or hands in plans, until it has had
+enough or the budget is spent; the environment that it is given counts and records, so that every
+agent is measured in the same way. One's own needs no registration::
+
+    compress-agents train --agent my_module:MyAgent --agent-options step=0.1
+
+Nothing heavy is imported here, so that a list of the agents is quick.
+"""
 
 from __future__ import annotations
 
-import math
-import warnings
-from typing import Any
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
 
-from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecEnv
+__all__ = ["AGENTS", "Agent", "AgentEntry", "agent_settings", "build_agent", "find_agent"]
 
-from compress_agents.config import TrainingConfig
-from compress_agents.extractors import DGLFeaturesExtractor
-from compress_agents.node_actor import NodeActorCriticPolicy
-from compress_env.observations.layer import NODE_COLUMNS
-
-__all__ = ["build_agent"]
-
-_LARGEST_BATCH = 256
-_HIDDEN = 64
-_NODE_VALUES = 4
-# With some 50 numbers to an action, the usual 0.2 stops an update while it still helps.
-_CLIP_RANGE = 0.4
+ENTRY_POINTS = "compress_agents.agents"
+"""Entry point group in which other packages can name their agents."""
 
 
-def build_agent(config: TrainingConfig, env: VecEnv) -> PPO:
-    """PPO as the options say, untrained.
+@runtime_checkable
+class Agent(Protocol):
+    """What finds plans.
+
+    It may also have these two, which are looked for by name:
+
+    `environment`, a mapping: arguments of the environment that the agent cannot do without, such
+    as ``{"step_mode": "layer"}``. `save(path)`: writes what was learned, at the end of a run.
+    """
+
+    def search(self, env: Any, seed: int, evaluations: int) -> None:
+        """Look for good plans.
+
+        Args:
+            env: `compress_agents.measuring.MeasuredEnv`: a Gymnasium environment like any other,
+                and `measure(plan)` to have a plan evaluated that was not made by actions. Both
+                raise `BudgetSpent` once the budget is spent; that ends the search and is not to
+                be caught. The best plan is on record; nothing need be returned.
+            seed: all that the search draws must follow from it, so that a run can be resumed.
+                The global generators of Python, NumPy and torch have been seeded with it.
+            evaluations: how many evaluations there are.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class AgentEntry:
+    """A line of the list of agents.
+
+    Attributes:
+        factory: `"module.path:callable"`; called with the agent's settings, it gives an `Agent`.
+        summary: what it is, one line.
+        source: the paper or package that it comes from.
+        settings: values for some of the factory's settings.
+    """
+
+    factory: str
+    summary: str = ""
+    source: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+AGENTS: dict[str, AgentEntry] = {
+    "ppo": AgentEntry(
+        "compress_agents.ppo:GraphPPO",
+        "PPO; a graph network (encoder=typed, gcn, gat) read out to one vector",
+        "joint pruning-quantization paper, 2024; Schulman et al., 2017",
+    ),
+    "ppo-node": AgentEntry(
+        "compress_agents.ppo:NodePPO",
+        "PPO; mean and value from node embeddings by shared heads: any depth of network",
+        "Schulman et al., 2017; actor of this project",
+    ),
+    "ppo-mlp": AgentEntry(
+        "compress_agents.ppo:GraphPPO",
+        "PPO; a multilayer perceptron on the same features, without the graph",
+        "Schulman et al., 2017",
+        {"encoder": "flat"},
+    ),
+    "uniform": AgentEntry(
+        "compress_agents.baselines:Uniform", "uniform bits, nothing pruned: one evaluation"
+    ),
+    "random": AgentEntry(
+        "compress_agents.baselines:RandomSearch", "actions drawn uniformly from [-1, 1]"
+    ),
+    "gaussian": AgentEntry(
+        "compress_agents.baselines:GaussianSearch", "actions drawn normally around uniform bits"
+    ),
+}
+"""The agents of this package by name."""
+
+
+def find_agent(name: str) -> AgentEntry:
+    """The entry of an agent.
 
     Args:
-        config: the options.
-        env: observes padded graphs.
+        name: a key of `AGENTS`, an entry point of the group ``compress_agents.agents``, or
+            `"module.path:factory"`.
+
+    Raises:
+        ValueError: there is no agent of this name.
     """
-    log_std = math.log(config.action_std)
-    if config.agent == "node":
-        policy: Any = NodeActorCriticPolicy
-        layer_by_layer = config.step_mode == "layer"
-        keywords: dict[str, Any] = {
-            "log_std_init": log_std,
-            "decision_column": NODE_COLUMNS.index("is_next") if layer_by_layer else None,
-        }
-    else:
-        policy = "MultiInputPolicy"
-        keywords = {
-            "log_std_init": log_std,
-            "features_extractor_class": DGLFeaturesExtractor,
-            "features_extractor_kwargs": {"node_values": _NODE_VALUES},
-            "net_arch": {"pi": [_HIDDEN], "vf": [_HIDDEN]},
-        }
-    gathered = config.update_interval * config.num_envs
-    batches = math.ceil(gathered / _LARGEST_BATCH)
-    with warnings.catch_warnings():
-        # That the last batch of an update may be smaller than the others.
-        warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-        return PPO(
-            policy,
-            env,
-            n_steps=config.update_interval,
-            batch_size=math.ceil(gathered / batches),
-            n_epochs=config.update_epochs,
-            learning_rate=config.learning_rate,
-            clip_range=_CLIP_RANGE,
-            # All that counts is the reward at the end of an episode.
-            gamma=1.0,
-            seed=config.seed,
-            policy_kwargs=keywords,
-            # DGL's wheel knows the CPU only, and the agent is small.
-            device="cpu",
-        )
+    if name in AGENTS:
+        return AGENTS[name]
+    if ":" in name:
+        return AgentEntry(name)
+    outside = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    if name in outside:
+        return AgentEntry(outside[name])
+    known = ", ".join([*AGENTS, *sorted(set(outside) - set(AGENTS))])
+    raise ValueError(f"agent must be one of {known}, or 'module.path:factory', not '{name}'")
+
+
+def load_factory(name: str) -> Callable[..., Any]:
+    """The factory of an agent, imported.
+
+    Raises:
+        ValueError: there is no agent of this name, or it cannot be imported.
+    """
+    module, _, attribute = find_agent(name).factory.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"agent '{name}' cannot be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"agent '{name}' is not callable: name a class, or a function")
+    factory: Callable[..., Any] = found
+    return factory
+
+
+def agent_settings(name: str) -> dict[str, Any]:
+    """The settings of an agent by name, with their defaults (None where there is none).
+
+    Raises:
+        ValueError: there is no agent of this name, or it cannot be imported.
+    """
+    parameters = inspect.signature(load_factory(name)).parameters.values()
+    named = {p.name: None if p.default is p.empty else p.default for p in parameters}
+    return {**named, **find_agent(name).settings}
+
+
+def build_agent(name: str, settings: Mapping[str, Any]) -> Agent:
+    """Make an agent.
+
+    Args:
+        name: as for `find_agent`.
+        settings: some of its settings.
+
+    Raises:
+        ValueError: there is no such agent or setting, or a setting has a value that is not allowed.
+    """
+    known = agent_settings(name)
+    for setting in settings:
+        if setting not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"agent '{name}' has no setting {setting}: {has}")
+    try:
+        agent = load_factory(name)(**{**find_agent(name).settings, **settings})
+    except TypeError as error:
+        raise ValueError(f"agent '{name}' cannot be made: {error}") from error
+    if not isinstance(agent, Agent):
+        raise ValueError(f"agent '{name}' must have a method search(env, seed, evaluations)")
+    return agent

@@ -2,90 +2,100 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from compress_agents.config import BaselineConfig
-from compress_agents.environments import make_environment
-from compress_agents.records import Record
-from compress_agents.reporting import finish
-from compress_agents.runs import RunFolder, read_json, write_json
+__all__ = ["WHOLE_NETWORK", "GaussianSearch", "RandomSearch", "Uniform", "play", "reward_of"]
 
-__all__ = ["Baseline", "baseline_action"]
+WHOLE_NETWORK: Mapping[str, Any] = {"step_mode": "network", "project_to_budget": True}
+"""The environment in which one action is one plan that meets the target."""
 
-_CHECKPOINT_INTERVAL = 25
+Array = npt.NDArray[np.float32]
 
 
-def baseline_action(config: BaselineConfig, index: int, size: int) -> np.ndarray:
-    """The action of an episode; it depends on nothing but the options and the episode's number.
+def reward_of(env: Any, action: npt.NDArray[np.floating[Any]]) -> float:
+    """Play the episode of one whole-network action; see `WHOLE_NETWORK`.
 
     Args:
-        config: the options.
-        index: number of the episode, from 0.
-        size: entries of an action.
+        env: the measured environment.
+        action: (groups + 2 * layers,); what is outside of [-1, 1] is clipped.
 
     Returns:
-        float32 (size,), in [-1, 1].
+        The reward.
     """
-    if config.method == "uniform":
-        return np.zeros(size, np.float32)
-    generator = np.random.default_rng([config.seed, index])
-    if config.method == "random":
-        return generator.uniform(-1.0, 1.0, size).astype(np.float32)
-    normal = generator.normal(0.0, config.action_std, size)
-    return np.clip(normal, -1.0, 1.0).astype(np.float32)
+    env.reset()
+    _, reward, _, _, _ = env.step(np.clip(action, -1.0, 1.0).astype(np.float32))
+    return float(reward)
 
 
-class Baseline:
-    """A run of a baseline, new or resumed; see `compress_agents.training.Training`."""
+def play(env: Any, action: Callable[[int, int], Array]) -> None:
+    """Play episodes until the budget is spent.
 
-    def __init__(
-        self, config: BaselineConfig, run_dir: str | None = None, resume: bool = False
-    ) -> None:
-        self.config = config
-        self.folder = RunFolder(run_dir or config.default_run_dir())
-        self.folder.check(config, resume)
-        self.env = make_environment(config)
-        self.record = Record(self.folder)
-        self.folder.claim(config)
-        self.resumed = resume and self.folder.state.exists()
-        if self.resumed:
-            self.record.load_state_dict(read_json(self.folder.state), self.env.task.graph)
+    Args:
+        env: the measured environment.
+        action: from an episode's number, from 0, and the entries of an action to the action.
+    """
+    size = env.action_space.shape[0]
+    index = 0
+    while True:
+        reward_of(env, action(index, size))
+        index += 1
 
-    def run(self, show: Callable[[Record], None] = lambda record: None) -> dict[str, Any]:
-        """Evaluate what is left of the budget and write the report.
 
-        Args:
-            show: called after every episode, for a progress bar.
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """Uniform bits that just meet the target, nothing pruned: the action zero."""
 
-        Returns:
-            The report.
-        """
-        try:
-            done = self.folder.read_report()
-            if done is not None and self.record.episodes >= self.config.budget:
-                return done
-            self.folder.report.unlink(missing_ok=True)
-            show(self.record)
-            self._search(show)
-            return finish(self.config, self.folder, self.env, self.record)
-        finally:
-            self.folder.release()
+    environment: ClassVar[Mapping[str, Any]] = WHOLE_NETWORK
 
-    def _search(self, show: Callable[[Record], None]) -> None:
-        size = int(np.prod(self.env.action_space.shape or ()))
-        before, started = self.record.wall_seconds, time.perf_counter()
-        for index in range(self.record.episodes, self.config.budget):
-            self.env.reset()
-            _, reward, _, _, info = self.env.step(baseline_action(self.config, index, size))
-            self.record.wall_seconds = before + time.perf_counter() - started
-            self.record.step()
-            # Rounded as agents see it, so that ties are the same ties.
-            self.record.end_episode(float(np.float32(reward)), info)
-            show(self.record)
-            if (index + 1) % _CHECKPOINT_INTERVAL == 0 or index + 1 == self.config.budget:
-                self.record.flush()
-                write_json(self.folder.state, self.record.state_dict())
+    def search(self, env: Any, seed: int, evaluations: int) -> None:
+        """One evaluation; see `compress_agents.agents.Agent`."""
+        reward_of(env, np.zeros(env.action_space.shape, np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch:
+    """Actions drawn uniformly from [-1, 1], projected onto the budget."""
+
+    environment: ClassVar[Mapping[str, Any]] = WHOLE_NETWORK
+
+    def search(self, env: Any, seed: int, evaluations: int) -> None:
+        """See `compress_agents.agents.Agent`."""
+
+        def action(index: int, size: int) -> Array:
+            generator = np.random.default_rng([seed, index])
+            return generator.uniform(-1.0, 1.0, size).astype(np.float32)
+
+        play(env, action)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianSearch:
+    """Actions drawn normally around zero, so around uniform bits.
+
+    Args:
+        action_std: standard deviation, above 0 and at most 1.
+
+    Raises:
+        ValueError: it is not.
+    """
+
+    action_std: float = 0.1
+    environment: ClassVar[Mapping[str, Any]] = WHOLE_NETWORK
+
+    def __post_init__(self) -> None:
+        if not 0 < self.action_std <= 1:
+            raise ValueError(f"action_std must be above 0 and at most 1, not {self.action_std}")
+
+    def search(self, env: Any, seed: int, evaluations: int) -> None:
+        """See `compress_agents.agents.Agent`."""
+
+        def action(index: int, size: int) -> Array:
+            generator = np.random.default_rng([seed, index])
+            return generator.normal(0.0, self.action_std, size).astype(np.float32)
+
+        play(env, action)

@@ -10,25 +10,13 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from compress_agents.config import TrainingConfig
-from compress_agents.records import Record
+from compress_agents.records import Record, is_finished, is_solved
 
-__all__ = ["RunCallback", "is_finished"]
-
-
-def is_finished(config: TrainingConfig, record: Record) -> bool:
-    """Whether a limit of the options has been reached."""
-    return (
-        record.env_steps >= config.total_timesteps
-        or (config.max_episodes is not None and record.episodes >= config.max_episodes)
-        or _is_solved(config, record)
-    )
+__all__ = ["LearningFinished", "RunCallback"]
 
 
-def _is_solved(config: TrainingConfig, record: Record) -> bool:
-    best = record.best
-    return (
-        config.solve_reward is not None and best is not None and best.reward >= config.solve_reward
-    )
+class LearningFinished(Exception):
+    """Ends the learning between two rollouts, for which Stable-Baselines3 has no other way."""
 
 
 class RunCallback(BaseCallback):
@@ -67,6 +55,8 @@ class RunCallback(BaseCallback):
         # The agent is updated between two rollouts, and Stable-Baselines3 has no call for that.
         if self._updated:
             self._on_update()
+            if self._is_finished():
+                raise LearningFinished
 
     def _on_step(self) -> bool:
         self.record.wall_seconds = self._seconds_before + time.perf_counter() - self._started
@@ -82,13 +72,15 @@ class RunCallback(BaseCallback):
             self._on_episode()
         # A rollout that is full is learned from, even if it is the last one.
         full = values["n_steps"] + 1 >= values["n_rollout_steps"]
-        return not is_finished(self.config, self.record) or (
-            full and not _is_solved(self.config, self.record)
-        )
+        return not self._is_finished() or (full and not is_solved(self.config, self.record))
+
+    def _is_finished(self) -> bool:
+        # One evaluation is for the final action, and all environments act at once.
+        return is_finished(self.config, self.record, self.training_env.num_envs)
 
     def _on_rollout_end(self) -> None:
         self._updated = True
-        rows = self.record.rows[-self.config.update_interval * self.config.num_envs :]
+        rows = self.record.rows[-self.locals["n_rollout_steps"] * self.training_env.num_envs :]
         accuracies = [row["accuracy"] for row in rows if row["accuracy"] != ""]
         if accuracies:
             self.logger.record("search/mean_accuracy", float(np.mean(accuracies)))

@@ -1,4 +1,4 @@
-"""The command line: ``compress-agents train | evaluate | baseline | train-network``.
+"""The command line: ``compress-agents train | evaluate | agents | train-network | ...``.
 
 Only what ``--help`` needs is imported here; torch and the rest follow when a command runs.
 """
@@ -20,7 +20,7 @@ from compress_agents.cli_output import OUT as _out
 from compress_agents.cli_output import interrupted as _interrupted
 from compress_agents.cli_output import refuse as _refuse
 from compress_agents.cli_output import user_errors as _user_errors
-from compress_agents.config import BaselineConfig, TrainingConfig
+from compress_agents.config import TrainingConfig
 
 __all__ = ["app", "main"]
 
@@ -36,7 +36,9 @@ app = typer.Typer(
 
 _RunDir = Annotated[
     Path | None,
-    typer.Option("--run-dir", help="The run folder.", show_default="runs/<env-id>-seed<seed>"),
+    typer.Option(
+        "--run-dir", help="The run folder.", show_default="runs/<env-id>-<agent>-seed<seed>"
+    ),
 ]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
 
@@ -44,27 +46,47 @@ _Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in t
 @app.command("train")
 @takes_options(TrainingConfig)
 def train(options: dict[str, Any], run_dir: _RunDir = None, resume: _Resume = False) -> None:
-    """Train PPO with a graph network; keep the best plan, with a report, in a run folder."""
-
-    def prepare() -> Any:
-        config = build_config(TrainingConfig, options)
-        from compress_agents.training import Training  # noqa: PLC0415
-
-        return Training(config, None if run_dir is None else str(run_dir), resume)
-
-    _run(prepare)
+    """Run an agent; keep the best plan, with a report, in a run folder."""
+    _run_agent(options, run_dir, resume)
 
 
 @app.command("baseline")
-@takes_options(BaselineConfig)
+@takes_options(TrainingConfig, agent="random", renamed={"agent": "method"})
 def baseline(options: dict[str, Any], run_dir: _RunDir = None, resume: _Resume = False) -> None:
-    """Search without learning, for comparison; writes the same files as train."""
+    """The same as train, with --method in place of --agent and random search by default."""
+    _run_agent(options, run_dir, resume)
 
+
+@app.command("agents")
+def agents(
+    name: Annotated[
+        str | None, typer.Argument(help="Show the settings of this one.", show_default=False)
+    ] = None,
+) -> None:
+    """List the agents, a line each; or the settings of one."""
+    from compress_agents.agents import AGENTS, agent_settings, find_agent  # noqa: PLC0415
+
+    if name is None:
+        width = max(map(len, AGENTS))
+        for known, entry in AGENTS.items():
+            _out.print(f"{known:{width}}  {entry.summary}", markup=False, soft_wrap=True)
+        return
+    with _user_errors():
+        settings = agent_settings(name)
+        entry = find_agent(name)
+    for line in (entry.summary, f"source: {entry.source}" if entry.source else ""):
+        if line:
+            _out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for setting, value in settings.items():
+        _out.print(f"  {setting}={value}", markup=False, highlight=False)
+
+
+def _run_agent(options: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
     def prepare() -> Any:
-        config = build_config(BaselineConfig, options)
-        from compress_agents.baselines import Baseline  # noqa: PLC0415
+        config = build_config(TrainingConfig, options)
+        from compress_agents.training import open_run  # noqa: PLC0415
 
-        return Baseline(config, None if run_dir is None else str(run_dir), resume)
+        return open_run(config, None if run_dir is None else str(run_dir), resume)
 
     _run(prepare)
 

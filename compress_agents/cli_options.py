@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -19,11 +20,18 @@ Config = TypeVar("Config", bound=SearchConfig)
 
 def takes_options(
     config: type[SearchConfig],
+    renamed: Mapping[str, str] = MappingProxyType({}),
+    **defaults: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command whose first parameter takes the options of a config, as a dict.
 
     Typer sees a parameter for every field instead, and after them those that the command itself
     has.
+
+    Args:
+        config: the config.
+        renamed: what fields are called on this command line, where not as in the config.
+        **defaults: of fields, where they are not those of the config.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -33,7 +41,15 @@ def takes_options(
             for parameter in list(inspect.signature(command).parameters.values())[1:]
         ]
         types = get_type_hints(config)
-        made = [_parameter(entry, types[entry.name]) for entry in fields(config)]
+        made = [
+            _parameter(
+                entry,
+                types[entry.name],
+                defaults.get(entry.name, entry.default),
+                renamed.get(entry.name, option_name(entry)),
+            )
+            for entry in fields(config)
+        ]
 
         def with_options(**values: Any) -> None:
             options = {parameter.name: values.pop(parameter.name) for parameter in made}
@@ -48,14 +64,13 @@ def takes_options(
     return decorate
 
 
-def _parameter(entry: Field[Any], type_: Any) -> inspect.Parameter:
-    name, metadata = option_name(entry), entry.metadata
+def _parameter(entry: Field[Any], type_: Any, default: Any, name: str) -> inspect.Parameter:
+    metadata = entry.metadata
     # What has a parser of its own comes as a word, None where it was not given.
     if metadata["parse"] is not None:
         type_, default = str | None, None
-    else:
-        default = entry.default
-    names = [f"--{name}/--no-{name}"] if isinstance(default, bool) else [f"--{name}"]
+    is_flag = type_ in (bool, bool | None)
+    names = [f"--{name}/--no-{name}" if is_flag else f"--{name}", *metadata["aliases"]]
     option = typer.Option(*names, help=metadata["text"], show_default=metadata["shown"] or True)
     return inspect.Parameter(
         entry.name,

@@ -12,16 +12,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
+from compress_agents.agents import find_agent
 from compress_agents.options import (
     as_word,
     option,
     option_name,
     parse_bits,
     parse_first_last_bits,
+    parse_settings,
 )
 
 __all__ = [
-    "BaselineConfig",
     "SearchConfig",
     "TrainingConfig",
     "from_json",
@@ -92,8 +93,15 @@ class SearchConfig(ABC):
         if not holds:
             raise ValueError(f"{name} must be {rule}, not {getattr(self, name)!r}")
 
-    def environment_arguments(self) -> dict[str, Any]:
-        """The keyword arguments for ``gymnasium.make``."""
+    def environment_arguments(self, needs: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments for ``gymnasium.make``.
+
+        Args:
+            needs: arguments that the agent cannot do without.
+
+        Raises:
+            ValueError: an option asks for something else.
+        """
         given = {
             name: getattr(self, name)
             for name in (
@@ -120,11 +128,11 @@ class SearchConfig(ABC):
     @property
     @abstractmethod
     def budget(self) -> int:
-        """Steps of the environment that the search may take."""
+        """Evaluations that the search may take."""
 
+    @abstractmethod
     def default_run_dir(self) -> str:
         """Where the run is kept unless told otherwise."""
-        return f"runs/{_file_name(self.env_id)}-seed{self.seed}"
 
     def command(self) -> str:
         """The command line of this run; what has its default is left out."""
@@ -143,7 +151,7 @@ class SearchConfig(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(SearchConfig):
-    """A training of PPO with a graph network.
+    """A run of an agent, whether it learns or only searches.
 
     The algorithm of the joint pruning-quantization paper takes E_max, R_solve, N_max, I_update and
     K: here ``max_episodes``, ``solve_reward``, ``max_steps``, ``update_interval`` and
@@ -152,85 +160,85 @@ class TrainingConfig(SearchConfig):
 
     command_name: ClassVar[str] = "train"
 
-    step_mode: str = option("network", "What a step decides: network or layer.")
-    max_steps: int = option(10, "Steps of an episode in network mode.")
-    project: bool = option(True, "Move every action onto the budget, so a step is an episode.")
-    agent: str = option(
-        "graph", "graph: readout of a graph network. node: shared heads on its nodes."
+    agent: str = option("ppo", "One of those that 'agents' lists, or 'module.path:factory'.")
+    agent_options: str = option(
+        "", "Settings of the agent, name=value,name=value; 'agents NAME' lists them.", shown="none"
     )
-    total_timesteps: int = option(
-        DEFAULT_EVALUATIONS, "Steps of the environment in all.", movable=True
+    evaluations: int = option(
+        DEFAULT_EVALUATIONS, "Episodes, each with its plan evaluated.", movable=True
     )
-    max_episodes: int | None = option(None, "Stop after this many.", shown="no", movable=True)
+    total_timesteps: int | None = option(
+        None, "Learn for no more steps of the environment than this.", shown="no", movable=True
+    )
+    max_episodes: int | None = option(None, "Learn for no more episodes.", shown="no", movable=True)
     solve_reward: float | None = option(
         None, "Stop at the first episode that is paid this much.", shown="no", movable=True
     )
-    update_interval: int = option(25, "Steps of each environment between updates of the agent.")
-    update_epochs: int = option(10, "Passes over the gathered steps per update.")
-    learning_rate: float = option(1e-3, "Learning rate of Adam.")
-    action_std: float = option(0.1, "Standard deviation of the first actions, 0 to 1.")
-    num_envs: int = option(1, "Environments side by side, each in a process of its own.")
+    step_mode: str = option("network", "What a step decides: network or layer.")
+    max_steps: int = option(10, "Steps of an episode in network mode.")
+    project: bool = option(True, "Move every action onto the budget, so a step is an episode.")
+    update_interval: int | None = option(
+        None, "Steps of each environment between updates of the agent.", shown="that of the agent"
+    )
+    update_epochs: int | None = option(
+        None, "Passes over the gathered steps per update.", shown="that of the agent"
+    )
+    learning_rate: float | None = option(
+        None, "Learning rate of the agent.", shown="that of the agent"
+    )
+    action_std: float | None = option(
+        None, "Standard deviation of the first actions, 0 to 1.", shown="that of the agent"
+    )
+    num_envs: int = option(1, "Environments side by side, each in a process of its own (PPO).")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("agent", self.agent in ("graph", "node"), "graph or node")
-        for name in ("total_timesteps", "update_epochs", "num_envs"):
+        find_agent(self.agent)
+        for name in ("evaluations", "num_envs"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        # PPO normalises advantages over an update, which takes two.
-        self._check("update_interval", self.update_interval >= 2, "at least 2")
-        self._check("max_episodes", self.max_episodes is None or self.max_episodes >= 1, "from 1")
-        self._check("learning_rate", 0 < self.learning_rate < math.inf, "above 0")
-        self._check("action_std", 0 < self.action_std <= 1, "above 0 and at most 1")
+        for name in ("total_timesteps", "max_episodes", "update_epochs"):
+            value = getattr(self, name)
+            self._check(name, value is None or value >= 1, "at least 1")
+        interval, rate, std = self.update_interval, self.learning_rate, self.action_std
+        self._check("update_interval", interval is None or interval >= 2, "at least 2")
+        self._check("learning_rate", rate is None or 0 < rate < math.inf, "above 0")
+        self._check("action_std", std is None or 0 < std <= 1, "above 0 and at most 1")
+        parse_settings(self.agent_options)
 
-    def environment_arguments(self) -> dict[str, Any]:
-        """The keyword arguments for ``gymnasium.make``."""
-        return {
-            **super().environment_arguments(),
+    def settings(self) -> dict[str, Any]:
+        """The settings of the agent that these options give."""
+        named = ("update_interval", "update_epochs", "learning_rate", "action_std")
+        given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        return {**given, **parse_settings(self.agent_options)}
+
+    def environment_arguments(self, needs: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments for ``gymnasium.make``; see `SearchConfig`."""
+        own = {
             "step_mode": self.step_mode,
             "max_steps": self.max_steps,
             "project_to_budget": self.project,
         }
+        return {**super().environment_arguments(needs), **_reconciled(self.agent, own, needs)}
 
     @property
     def budget(self) -> int:
-        """Steps of the environment that the search may take."""
-        return self.total_timesteps
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineConfig(SearchConfig):
-    """A search without learning, for comparison, at the same number of evaluations.
-
-    Its episodes are single whole-network actions, projected onto the budget.
-    """
-
-    command_name: ClassVar[str] = "baseline"
-
-    method: str = option(
-        "random",
-        "random: uniform actions. gaussian: normal actions around uniform bits. "
-        "uniform: uniform bits, one evaluation.",
-    )
-    evaluations: int = option(
-        DEFAULT_EVALUATIONS, "Plans to evaluate (uniform: one).", movable=True
-    )
-    action_std: float = option(0.1, "Standard deviation of the gaussian actions, 0 to 1.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known = ("random", "gaussian", "uniform")
-        self._check("method", self.method in known, f"one of {', '.join(known)}")
-        self._check("evaluations", self.evaluations >= 1, "at least 1")
-        self._check("action_std", 0 < self.action_std <= 1, "above 0 and at most 1")
-
-    @property
-    def budget(self) -> int:
-        """Steps of the environment that the search may take."""
-        return 1 if self.method == "uniform" else self.evaluations
+        """Evaluations that the search may take."""
+        return self.evaluations
 
     def default_run_dir(self) -> str:
         """Where the run is kept unless told otherwise."""
-        return f"runs/{_file_name(self.env_id)}-{self.method}-seed{self.seed}"
+        return f"runs/{_file_name(self.env_id)}-{_file_name(self.agent)}-seed{self.seed}"
+
+
+def _reconciled(agent: str, own: Mapping[str, Any], needs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options say, with the agent's needs in place of what nobody asked for."""
+    options = {"project_to_budget": "project"}
+    defaults = {entry.name: entry.default for entry in fields(TrainingConfig)}
+    for name, needed in needs.items():
+        word = options.get(name, name)
+        if name in own and own[name] not in (needed, defaults[word]):
+            raise ValueError(f"{word} must be {needed} for agent '{agent}', not {own[name]!r}")
+    return {**own, **needs}
 
 
 def to_json(config: SearchConfig) -> dict[str, Any]:
@@ -245,7 +253,7 @@ def from_json(data: Mapping[str, Any]) -> SearchConfig:
     Raises:
         ValueError: it is not one.
     """
-    kinds = {kind.command_name: kind for kind in (TrainingConfig, BaselineConfig)}
+    kinds = {kind.command_name: kind for kind in (TrainingConfig,)}
     values = dict(data)
     kind = kinds.get(values.pop("command", ""))
     if kind is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -38,13 +39,19 @@ class Replayable(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation
 
 
-def make_environment(config: SearchConfig) -> JointPruneQuantEnv:
+def make_environment(
+    config: SearchConfig, needs: Mapping[str, Any] = MappingProxyType({})
+) -> JointPruneQuantEnv:
     """The environment of a search, without wrappers.
+
+    Args:
+        config: the options.
+        needs: arguments of the environment that the agent cannot do without.
 
     Raises:
         ValueError: an option is not allowed, or the environment id is unknown.
     """
-    arguments = config.environment_arguments()
+    arguments = config.environment_arguments(needs)
     try:
         with warnings.catch_warnings():
             # Gymnasium warns of ids without a version and of old versions.
@@ -67,12 +74,13 @@ def make_environment(config: SearchConfig) -> JointPruneQuantEnv:
 
 
 def make_vector_environment(
-    config: SearchConfig, first: JointPruneQuantEnv, num_envs: int
+    config: SearchConfig, needs: Mapping[str, Any], first: JointPruneQuantEnv, num_envs: int
 ) -> VecEnv:
     """What Stable-Baselines3 trains on: padded graphs, episodes watched by a ``Monitor``.
 
     Args:
         config: the options.
+        needs: arguments of the environment that the agent cannot do without.
         first: the environment of `make_environment`; it is used where one is enough.
         num_envs: how many; from 2 on each has its own process and its share of the cores. This
             process then takes as many threads as each of them: sums of floats depend on it, and
@@ -83,15 +91,17 @@ def make_vector_environment(
     threads = max(1, _cores() // num_envs)
     torch.set_num_threads(threads)
     factories: list[Callable[[], gymnasium.Env[Any, Any]]] = [
-        partial(_make_in_process, config, threads) for _ in range(num_envs)
+        partial(_make_in_process, config, needs, threads) for _ in range(num_envs)
     ]
     # A fork would inherit the threads that torch has started, in a state that can hang.
     return SubprocVecEnv(factories, start_method="spawn")
 
 
-def _make_in_process(config: SearchConfig, threads: int) -> gymnasium.Env[Any, Any]:
+def _make_in_process(
+    config: SearchConfig, needs: Mapping[str, Any], threads: int
+) -> gymnasium.Env[Any, Any]:
     torch.set_num_threads(threads)
-    return _wrap(make_environment(config))
+    return _wrap(make_environment(config, needs))
 
 
 def _wrap(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:

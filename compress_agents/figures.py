@@ -45,7 +45,8 @@ def learning_curve(rows: list[dict[str, Any]], report: dict[str, Any]) -> Figure
     evaluated = [row for row in rows if row["accuracy"] != ""]
     x = np.array([row["evaluations"] for row in evaluated])
     accuracies = np.array([row["accuracy"] for row in evaluated])
-    best = np.array([row["best_accuracy"] for row in evaluated])
+    # There is none yet while an agent only measures plans that cost too much.
+    best = np.array([row["best_accuracy"] or np.nan for row in evaluated], dtype=float)
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     axes.scatter(x, accuracies, s=9, color="#7a8ca3", alpha=0.55, linewidths=0, label="an episode")

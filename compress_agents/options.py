@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import Field, field
 from typing import Any
 
-__all__ = ["as_word", "option", "option_name", "parse_bits", "parse_first_last_bits"]
+__all__ = [
+    "as_word",
+    "option",
+    "option_name",
+    "parse_bits",
+    "parse_first_last_bits",
+    "parse_settings",
+]
 
 
 def option(
@@ -16,6 +24,7 @@ def option(
     shown: str | None = None,
     parse: Callable[[str], Any] | None = None,
     movable: bool = False,
+    aliases: tuple[str, ...] = (),
 ) -> Any:
     """A field with what the command line needs.
 
@@ -25,8 +34,11 @@ def option(
         shown: the default as the help shows it, where that is not ``str(default)``.
         parse: from the word on the command line to the value, where the type does not say it.
         movable: whether a run may be resumed with another value.
+        aliases: other names on the command line, dashes included.
     """
-    metadata = {"text": text, "shown": shown, "parse": parse, "movable": movable}
+    metadata = {
+        "text": text, "shown": shown, "parse": parse, "movable": movable, "aliases": aliases,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -62,6 +74,29 @@ def parse_first_last_bits(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise ValueError(f"first_last_bits must be 'none', 2 to 8 or 32, not '{text}'") from None
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """``"encoder=gcn,depth=2,noise=0.1,fixed=true"`` as a dict of words, numbers and truth values.
+
+    Raises:
+        ValueError: a part of it is no ``name=value``.
+    """
+    settings: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, word = (piece.strip() for piece in part.partition("="))
+        if not equals or not name.isidentifier() or not word:
+            raise ValueError(f"agent_options must be name=value,name=value, not '{text}'")
+        settings[name] = _value(word)
+    return settings
+
+
+def _value(word: str) -> Any:
+    try:
+        value = json.loads(word.lower())
+    except ValueError:
+        return word
+    return value if isinstance(value, (bool, int, float)) else word
 
 
 def option_name(entry: Field[Any]) -> str:

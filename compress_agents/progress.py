@@ -25,7 +25,7 @@ def search_progress(console: Console, budget: int) -> Iterator[Callable[[Record]
 
     Args:
         console: where.
-        budget: steps of the environment in all.
+        budget: evaluations in all.
 
     Yields:
         What to call with the record whenever it has changed.
@@ -44,7 +44,7 @@ def search_progress(console: Console, budget: int) -> Iterator[Callable[[Record]
         text = "nothing yet" if best is None else (
             f"best {best.accuracy:.2%} accuracy, {best.reduction:.2%} reduction"
         )  # fmt: skip
-        progress.update(task, completed=min(record.env_steps, budget), best=text)
+        progress.update(task, completed=min(record.episodes, budget), best=text)
 
     with progress:
         yield show

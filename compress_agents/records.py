@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from compress_agents.config import TrainingConfig
 from compress_agents.runs import RunFolder, write_atomically, write_json
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import CompressionPlan
 
-__all__ = ["COLUMNS", "Best", "Record"]
+__all__ = ["COLUMNS", "Best", "Record", "is_finished", "is_solved"]
 
 COLUMNS = (
     "episode",
@@ -24,7 +25,7 @@ COLUMNS = (
     "best_accuracy",
     "wall_seconds",
 )
-"""Columns of ``episodes.csv``; the accuracy is empty for an episode that missed the target."""
+"""Columns of ``episodes.csv``; the accuracy is empty for an episode that was not evaluated."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class Record:
         number = self.episodes + 1
         if accuracy is not None:
             self.evaluations += 1
-            if self.best is None or reward > self.best.reward:
+            # An agent may also measure plans that cost too much, to learn from them.
+            if info["target_met"] and (self.best is None or reward > self.best.reward):
                 self.best = Best(info["plan"], reward, accuracy, info["reduction"], number)
         row = {
             "episode": number,
@@ -167,3 +169,27 @@ def _csv_lines(rows: list[dict[str, Any]], header: bool = False) -> bytes:
         writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue().encode()
+
+
+def is_finished(config: TrainingConfig, record: Record, spare: int = 0) -> bool:
+    """Whether a limit of the options has been reached.
+
+    Args:
+        config: the options.
+        record: of the search.
+        spare: evaluations to leave.
+    """
+    return (
+        record.episodes + spare >= config.evaluations
+        or (config.total_timesteps is not None and record.env_steps >= config.total_timesteps)
+        or (config.max_episodes is not None and record.episodes >= config.max_episodes)
+        or is_solved(config, record)
+    )
+
+
+def is_solved(config: TrainingConfig, record: Record) -> bool:
+    """Whether a plan has been found that is good enough."""
+    best = record.best
+    return (
+        config.solve_reward is not None and best is not None and best.reward >= config.solve_reward
+    )

@@ -35,8 +35,8 @@ class RunFolder:
     | file | content |
     |---|---|
     | ``config.json`` | the options |
-    | ``agent.zip`` | the agent (Stable-Baselines3) with the state of the run |
-    | ``state.json`` | the state of a run without an agent |
+    | ``agent.zip`` | the agent (Stable-Baselines3), of PPO with the state of the run |
+    | ``evaluations.jsonl`` | all plans that were evaluated; runs other than PPO's resume from it |
     | ``episodes.csv`` | a line per episode |
     | ``best_plan.json`` | the best plan so far |
     | ``tensorboard/`` | logs |
@@ -50,7 +50,7 @@ class RunFolder:
         self.path = Path(path).expanduser()
         self.config = self.path / "config.json"
         self.agent = self.path / "agent.zip"
-        self.state = self.path / "state.json"
+        self.evaluations = self.path / "evaluations.jsonl"
         self.episodes = self.path / "episodes.csv"
         self.best_plan = self.path / "best_plan.json"
         self.tensorboard = self.path / "tensorboard"

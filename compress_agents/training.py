@@ -1,4 +1,4 @@
-"""A training: from options to a run folder with the best plan found and a report of it."""
+"""Runs of PPO, which goes on from a checkpoint, and the choice of the kind of run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.logger import configure
 
-from compress_agents.agents import build_agent
-from compress_agents.callbacks import RunCallback, is_finished
+from compress_agents.agents import Agent, build_agent
+from compress_agents.callbacks import LearningFinished, RunCallback
 from compress_agents.checkpoints import (
     load_checkpoint,
     random_state,
@@ -17,26 +17,42 @@ from compress_agents.checkpoints import (
     save_checkpoint,
 )
 from compress_agents.config import TrainingConfig
-from compress_agents.environments import make_environment, make_vector_environment
-from compress_agents.records import Record
-from compress_agents.reporting import finish
-from compress_agents.runs import RunFolder
+from compress_agents.environments import make_vector_environment
+from compress_agents.ppo import PPOAgent
+from compress_agents.records import Record, is_finished
+from compress_agents.running import Run, SearchRun
 from compress_env.wrappers import PaddedGraph
 
-__all__ = ["Training"]
+__all__ = ["Training", "open_run"]
+
+_NO_LIMIT = 2**31
 
 
-class Training:
-    """A run of PPO, new or resumed.
+def open_run(config: TrainingConfig, run_dir: str | None = None, resume: bool = False) -> Run:
+    """A run of the agent that the options name; see `compress_agents.running.Run`.
 
-    The constructor does all that can fail for the options' sake; nothing is written before it has
-    succeeded.
+    Raises:
+        ValueError: an option is not allowed, or the folder holds another run.
+        OSError: a file cannot be read or written.
+    """
+    agent = build_agent(config.agent, config.settings())
+    if isinstance(agent, PPOAgent):
+        return Training(config, run_dir, resume, agent)
+    if config.num_envs != 1:
+        raise ValueError(f"num_envs must be 1 for agent '{config.agent}': only PPO takes more")
+    return SearchRun(config, run_dir, resume, agent)
+
+
+class Training(Run):
+    """A run of PPO: checkpoints, several environments side by side, logs.
+
+    The last evaluation is that of the action which the agent takes for best, without noise.
 
     Args:
         config: the options.
         run_dir: the run folder; None: `TrainingConfig.default_run_dir`.
-        resume: go on with the run in the folder. The result is that of a run that was never
-            interrupted.
+        resume: go on with the run in the folder, from its latest checkpoint.
+        agent: a `PPOAgent`, if not the one that the options name.
 
     Raises:
         ValueError: an option is not allowed, or the folder holds another run.
@@ -44,50 +60,44 @@ class Training:
     """
 
     def __init__(
-        self, config: TrainingConfig, run_dir: str | None = None, resume: bool = False
+        self,
+        config: TrainingConfig,
+        run_dir: str | None = None,
+        resume: bool = False,
+        agent: Agent | None = None,
     ) -> None:
-        self.config = config
-        self.folder = RunFolder(run_dir or config.default_run_dir())
-        self.folder.check(config, resume)
-        self.env = make_environment(config)
-        self.record = Record(self.folder)
-        self.folder.claim(config)
-        self.vector_env = make_vector_environment(config, self.env, config.num_envs)
-        self.agent = build_agent(config, self.vector_env)
+        super().__init__(config, run_dir, resume, agent)
+        if not isinstance(self.agent, PPOAgent):
+            raise ValueError(f"agent must be one of PPO's, not '{config.agent}'")
+        self.vector_env = make_vector_environment(config, self.needs, self.env, config.num_envs)
+        layer_by_layer = self.env.step_mode == "layer"
+        self.learner = self.agent.build(self.vector_env, config.seed, layer_by_layer)
         self.resumed = resume and self.folder.agent.exists()
         self._open: dict[str, Any] | None = None
         if self.resumed:
             self._load()
 
-    def run(self, show: Callable[[Record], None] = lambda record: None) -> dict[str, Any]:
-        """Train to the end and write the report.
+    def _is_done(self, report: dict[str, Any]) -> bool:
+        return self.resumed and self._has_learned()
 
-        Args:
-            show: called after every episode, for a progress bar.
+    def _has_learned(self) -> bool:
+        return is_finished(self.config, self.record, self.config.num_envs)
 
-        Returns:
-            The report.
-        """
-        try:
-            done = self.folder.read_report()
-            if done is not None and self.resumed and is_finished(self.config, self.record):
-                return done
-            self.folder.report.unlink(missing_ok=True)
-            show(self.record)
-            if not is_finished(self.config, self.record):
-                self._learn(show)
-            self._try_final_action()
-            self.record.flush()
-            show(self.record)
-            return finish(self.config, self.folder, self.env, self.record)
-        finally:
-            self.vector_env.close()
-            self.folder.release()
+    def _search(self, show: Callable[[Record], None]) -> None:
+        if not self._has_learned():
+            self._learn(show)
+        while not is_finished(self.config, self.record, spare=1):
+            self._play(deterministic=False)
+        self._play(deterministic=True)
+
+    def close(self) -> None:
+        """End the processes of the environments."""
+        self.vector_env.close()
 
     def _learn(self, show: Callable[[Record], None]) -> None:
         def on_update() -> None:
             self.record.flush()
-            save_checkpoint(self.folder.agent, self.agent, self._state(callback))
+            save_checkpoint(self.folder.agent, self.learner, self._state(callback))
 
         callback = RunCallback(
             self.config, self.record, on_episode=lambda: show(self.record), on_update=on_update
@@ -98,12 +108,15 @@ class Training:
                 for actions in self._open["actions"]
             ]
             callback.open_rewards = list(self._open["rewards"])
-        self.agent.set_logger(configure(str(self.folder.tensorboard), ["tensorboard"]))
-        self.agent.learn(
-            self.config.total_timesteps - self.agent.num_timesteps,
-            callback=callback,
-            reset_num_timesteps=not self.resumed,
-        )
+        self.learner.set_logger(configure(str(self.folder.tensorboard), ["tensorboard"]))
+        try:
+            self.learner.learn(
+                (self.config.total_timesteps or _NO_LIMIT) - self.learner.num_timesteps,
+                callback=callback,
+                reset_num_timesteps=not self.resumed,
+            )
+        except LearningFinished:
+            self.learner.logger.close()
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -111,7 +124,7 @@ class Training:
         return {
             "record": self.record.state_dict(),
             "random": random_state(),
-            "updates": self.agent._n_updates,
+            "updates": self.learner._n_updates,
             "open": {
                 "actions": [[a.tolist() for a in actions] for actions in callback.open_actions],
                 "rewards": callback.open_rewards,
@@ -119,34 +132,34 @@ class Training:
         }
 
     def _load(self) -> None:
-        state = load_checkpoint(self.folder.agent, self.agent)
+        state = load_checkpoint(self.folder.agent, self.learner)
         self.record.load_state_dict(state["record"], self.env.task.graph)
         self._open = state["open"]
-        agent: Any = self.agent
-        agent.num_timesteps = self.record.env_steps
-        agent._n_updates = state["updates"]
+        learner: Any = self.learner
+        learner.num_timesteps = self.record.env_steps
+        learner._n_updates = state["updates"]
         observations = [
             self.vector_env.env_method(
                 "replay", [np.array(action, np.float32) for action in actions], indices=index
             )[0]
             for index, actions in enumerate(state["open"]["actions"])
         ]
-        agent._last_obs = {
+        learner._last_obs = {
             key: np.stack([observation[key] for observation in observations])
             for key in observations[0]
         }
-        agent._last_episode_starts = np.array([not a for a in state["open"]["actions"]])
+        learner._last_episode_starts = np.array([not a for a in state["open"]["actions"]])
         restore_random_state(state["random"])
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def _try_final_action(self) -> None:
-        """One episode of what the agent now takes for best, without noise."""
+    def _play(self, deterministic: bool) -> None:
+        """One episode of what the agent has learned."""
         env = PaddedGraph(self.env)
         observation, _ = env.reset()
         total, done = 0.0, False
         while not done:
-            action, _ = self.agent.predict(observation, deterministic=True)
+            action, _ = self.learner.predict(observation, deterministic=deterministic)
             observation, reward, terminated, truncated, info = env.step(action)
             total += float(np.float32(reward))
             done = terminated or truncated

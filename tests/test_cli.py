@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from compress_agents.cli import app, train_dense_network
 from compress_agents.cli_options import build_config
-from compress_agents.config import BaselineConfig, TrainingConfig
+from compress_agents.config import TrainingConfig
 from compress_agents.options import option_name, parse_bits
 from compress_env.networks import build_network
 from compress_env.training_options import NetworkTraining
@@ -106,7 +106,7 @@ def test_a_run_folder_belongs_to_one_run(done: tuple[Path, str], tmp_path: Path)
     run = ["--run-dir", str(done[0])]
     assert "--resume" in refused([*BASELINE, *run])
     assert "--seed is 0 there and 1 here" in refused([*BASELINE, *run, "--seed", "1", "--resume"])
-    assert "another run" in refused(["train", *TINY, *run])
+    assert "--agent is uniform there and ppo here" in refused(["train", *TINY, *run])
     assert runner.invoke(app, [*BASELINE, *run, "--resume"]).exit_code == 0
     (tmp_path / "file").write_text("")
     assert "run_dir" in refused([*BASELINE, "--run-dir", str(tmp_path / "file")])
@@ -149,7 +149,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compress_agents.baselines.Baseline._search", interrupt)
+    monkeypatch.setattr("compress_agents.running.SearchRun._search", interrupt)
     result = runner.invoke(app, [*BASELINE, "--run-dir", str(tmp_path / "run")])
     assert result.exit_code == 130
     assert f"--run-dir {tmp_path / 'run'} --resume" in result.stderr
@@ -161,11 +161,10 @@ def test_help_is_quick_and_shows_every_default() -> None:
         "assert not {'torch', 'gymnasium', 'dgl'} & set(sys.modules), 'imported too early'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    for command, config in (("train", TrainingConfig), ("baseline", BaselineConfig)):
-        words = runner.invoke(app, [command, "--help"], terminal_width=200).output
-        for entry in fields(config):
-            line = words[words.index(f"--{option_name(entry)}") :].split("\n  --")[0]
-            assert "default:" in line, entry.name
+    words = runner.invoke(app, ["train", "--help"], terminal_width=200).output
+    for entry in fields(TrainingConfig):
+        line = words[words.index(f"--{option_name(entry)}") :].split("\n  --")[0]
+        assert "default:" in line, entry.name
 
 
 def test_options_become_a_config() -> None:

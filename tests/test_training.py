@@ -18,13 +18,12 @@ import torch
 from PIL import Image
 from stable_baselines3 import PPO
 
-from compress_agents.baselines import Baseline, baseline_action
-from compress_agents.config import BaselineConfig, TrainingConfig, from_json, to_json
+from compress_agents.config import TrainingConfig, from_json, to_json
 from compress_agents.evaluation import evaluate_run
 from compress_agents.records import COLUMNS, Record
 from compress_agents.reporting import NoPlanError
 from compress_agents.runs import RunFolder
-from compress_agents.training import Training
+from compress_agents.training import Training, open_run
 
 TINY: dict[str, Any] = {
     "target_reduction": 0.984,
@@ -103,9 +102,9 @@ def test_the_plan_gives_the_reported_figures_again(finished: RunFolder) -> None:
 
 def test_training_moves_the_graph_network(tmp_path: Path) -> None:
     training = Training(replace(CONFIG, total_timesteps=8), str(tmp_path / "run"))
-    before = {k: v.clone() for k, v in training.agent.policy.state_dict().items()}
+    before = {k: v.clone() for k, v in training.learner.policy.state_dict().items()}
     training.run()
-    after = training.agent.policy.state_dict()
+    after = training.learner.policy.state_dict()
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert any(name.startswith("features_extractor.encoder") for name in moved)
     assert "log_std" in moved
@@ -181,7 +180,7 @@ def test_limits_end_a_training_early(tmp_path: Path, limit: dict[str, Any]) -> N
     assert report["episodes"] <= 6
 
 
-@pytest.mark.parametrize("agent", ["graph", "node"])
+@pytest.mark.parametrize("agent", ["ppo", "ppo-node"])
 def test_both_agents_decide_layer_by_layer(tmp_path: Path, agent: str) -> None:
     config = replace(CONFIG, agent=agent, step_mode="layer", total_timesteps=40)
     report = Training(config, str(tmp_path / "run")).run()
@@ -209,16 +208,16 @@ def test_environments_in_processes_of_their_own(tmp_path: Path) -> None:
     assert report["search_accuracy"] == json.loads(whole.best_plan.read_text())["search_accuracy"]
 
 
-# -- baselines -----------------------------------------------------------------------------------
+# -- searches --------------------------------------------------------------------------------------
 
 
-def test_a_baseline_writes_the_same_files_and_can_be_resumed(tmp_path: Path) -> None:
-    config = BaselineConfig(**TINY, method="random", evaluations=30)
-    report = Baseline(config, str(tmp_path / "whole")).run()
+def test_a_search_writes_the_same_files_and_can_be_resumed(tmp_path: Path) -> None:
+    config = TrainingConfig(**TINY, agent="random", evaluations=30)
+    report = open_run(config, str(tmp_path / "whole")).run()
     assert report.keys() >= REPORT_KEYS and report["evaluations"] == 30
     with pytest.raises(Killed):
-        Baseline(config, str(tmp_path / "killed")).run(kill_after(27))
-    Baseline(config, str(tmp_path / "killed"), resume=True).run()
+        open_run(config, str(tmp_path / "killed")).run(kill_after(27))
+    open_run(config, str(tmp_path / "killed"), resume=True).run()
     whole, killed = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "killed")
     assert episodes(whole) == episodes(killed)
     assert whole.best_plan.read_bytes() == killed.best_plan.read_bytes()
@@ -226,21 +225,13 @@ def test_a_baseline_writes_the_same_files_and_can_be_resumed(tmp_path: Path) -> 
 
 
 def test_uniform_bits_are_the_action_zero(tmp_path: Path) -> None:
-    config = BaselineConfig(**TINY, method="uniform")
-    report = Baseline(config, str(tmp_path / "run")).run()
+    config = TrainingConfig(**TINY, agent="uniform")
+    report = open_run(config, str(tmp_path / "run")).run()
     assert report["evaluations"] == 1
     assert report["search_accuracy"] == report["uniform_search_accuracy"]
     assert report["reduction"] == report["uniform_reduction"]
 
 
-def test_baseline_actions_depend_on_seed_and_number_alone() -> None:
-    config = BaselineConfig(method="gaussian", action_std=0.2)
-    action = baseline_action(config, 7, 1000)
-    assert np.array_equal(action, baseline_action(config, 7, 1000))
-    assert not np.array_equal(action, baseline_action(replace(config, seed=1), 7, 1000))
-    assert abs(action.std() - 0.2) < 0.02
-
-
 def test_options_survive_json() -> None:
-    for config in (CONFIG, BaselineConfig(bits=(2, 4), first_last_bits=None, method="gaussian")):
+    for config in (CONFIG, TrainingConfig(bits=(2, 4), first_last_bits=None, agent="gaussian")):
         assert from_json(json.loads(json.dumps(to_json(config)))) == config
