@@ -133,7 +133,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         step_mode: `"network"` or `"layer"`.
         channel_action: in `"layer"` mode, whether an action says how many channels of a layer stay
             (`"count"`) or which (`"choice"`).
-        observation: `"layer"`, `"channel"`, or a callable that makes one, see
+        observation: `"layer"`, `"hierarchical"`, `"channel"`, or a callable that makes one, see
             `compress_env.observations`.
         max_steps: steps of an episode in `"network"` mode, at least 1.
         project_to_budget: whether an action of `"network"` mode is moved onto the budget.

@@ -47,6 +47,7 @@ from collections.abc import Mapping
 
 from compress_env.observations.arrays import GraphArrays
 from compress_env.observations.channel import ChannelObservation
+from compress_env.observations.hierarchical import HierarchicalObservation
 from compress_env.observations.interface import (
     Observation,
     ObservationContext,
@@ -70,6 +71,7 @@ __all__ = [
 
 OBSERVATIONS: Mapping[str, ObservationFactory] = {
     "layer": LayerObservation,
+    "hierarchical": HierarchicalObservation,
     "channel": ChannelObservation,
 }
 """The observations that come with the package, by name."""
