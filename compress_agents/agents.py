@@ -83,6 +83,36 @@ AGENTS: dict[str, AgentEntry] = {
         "Schulman et al., 2017",
         {"encoder": "flat"},
     ),
+    "a2c": AgentEntry(
+        "compress_agents.on_policy:A2CAgent",
+        "A2C with the graph network",
+        "Mnih et al., 2016; Stable-Baselines3",
+    ),
+    "trpo": AgentEntry(
+        "compress_agents.on_policy:TRPOAgent",
+        "TRPO with the graph network",
+        "Schulman et al., 2015; sb3-contrib",
+    ),
+    "ppo-recurrent": AgentEntry(
+        "compress_agents.on_policy:RecurrentPPOAgent",
+        "PPO with an LSTM after the graph network",
+        "sb3-contrib",
+    ),
+    "sac": AgentEntry(
+        "compress_agents.off_policy:SACAgent",
+        "soft actor-critic with the graph network",
+        "Haarnoja et al., 2018; Stable-Baselines3",
+    ),
+    "td3": AgentEntry(
+        "compress_agents.off_policy:TD3Agent",
+        "twin delayed DDPG with the graph network",
+        "Fujimoto et al., 2018; Stable-Baselines3",
+    ),
+    "ddpg": AgentEntry(
+        "compress_agents.off_policy:DDPGAgent",
+        "DDPG with the graph network",
+        "Lillicrap et al., 2016; Stable-Baselines3",
+    ),
     "uniform": AgentEntry(
         "compress_agents.baselines:Uniform", "uniform bits, nothing pruned: one evaluation"
     ),
@@ -91,6 +121,11 @@ AGENTS: dict[str, AgentEntry] = {
     ),
     "gaussian": AgentEntry(
         "compress_agents.baselines:GaussianSearch", "actions drawn normally around uniform bits"
+    ),
+    "evolution": AgentEntry(
+        "compress_agents.evolution:Evolution",
+        "CMA-ES with a diagonal covariance matrix, started at uniform bits",
+        "Ros and Hansen, 2008; package cmaes",
     ),
 }
 """The agents of this package by name."""
