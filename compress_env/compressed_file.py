@@ -82,7 +82,8 @@ def load_compressed(path: str | os.PathLike[str], network: nn.Module | None = No
 
     Returns:
         The network in evaluation mode, on the CPU, in channels-last order. On the same images,
-        batch by batch, it gives bit for bit the outputs of the network that was saved.
+        batch by batch, it gives bit for bit the outputs that the saved network has in this order
+        (whose sums of floats, as in pooling, may differ in the last digit from the plain order's).
 
     Raises:
         ValueError: there is no such file, it does not hold a compressed network, or not one of
