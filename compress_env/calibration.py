@@ -8,7 +8,7 @@ and gone on with, also through another network that is the same up to there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -110,64 +110,102 @@ def walk(
         reestimate: whether BatchNorm uses and notes the statistics of the batch.
     """
     steps = program.steps[start.place : stop]
-    notes = _Notes([], {}, {})
+    walker = _Walker(program.graph, find, reestimate)
     with torch.no_grad():
-        for parts in start.batches:
-            notes.batches.append(_walk_batch(program, find, parts, steps, reestimate, notes))
-    samples = {index: torch.cat(some) for index, some in notes.samples.items()}
+        batches = [walker.take(steps, parts) for parts in start.batches]
+    samples = {index: torch.cat(some) for index, some in walker.samples.items()}
     statistics = {
         name: (torch.stack([m for m, _ in some]).mean(0), torch.stack([v for _, v in some]).mean(0))
-        for name, some in notes.statistics.items()
+        for name, some in walker.statistics.items()
     }
     return Walk(
         max(stop, start.place),
-        notes.batches,
+        batches,
         {**start.samples, **samples},
         {**start.statistics, **statistics},
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Notes:
-    """What is noted on the way, batch by batch."""
+class _Walker:
+    """Takes steps with one batch after the other, and notes what it sees."""
 
-    batches: list[list[dict[fx.Node, Any]]]
-    samples: dict[int, list[Tensor]]
-    statistics: dict[str, list[Statistics]]
+    def __init__(self, graph: LayerGraph, find: Callable[[str], Any], reestimate: bool) -> None:
+        self.graph, self.find, self.reestimate = graph, find, reestimate
+        self.samples: dict[int, list[Tensor]] = {}
+        self.statistics: dict[str, list[Statistics]] = {}
+        # Memory that is asked for anew costs more than the sums that are made in it.
+        self._scratch = torch.empty(0)
 
+    def take(
+        self, steps: Sequence[LayerStep | PlainStep], start: list[dict[fx.Node, Any]]
+    ) -> list[dict[fx.Node, Any]]:
+        """What later steps read, for every part of a batch, after these steps."""
+        parts = [dict(values) for values in start]
+        for step in steps:
+            self._sample(step, parts)
+            if isinstance(step, LayerStep):
+                target, results = step.target, self._run_layer(step, parts)
+            else:
+                target, results = step.node, self._run_plain(step, parts)
+            for values, result in zip(parts, results, strict=True):
+                values[target] = result
+                for dead in step.dead:
+                    del values[dead]
+        return parts
 
-def _walk_batch(
-    program: Program,
-    find: Callable[[str], Any],
-    start: list[dict[fx.Node, Any]],
-    steps: list[LayerStep | PlainStep],
-    reestimate: bool,
-    notes: _Notes,
-) -> list[dict[fx.Node, Any]]:
-    parts = [dict(values) for values in start]
-    for step in steps:
+    def _sample(self, step: LayerStep | PlainStep, parts: list[dict[fx.Node, Any]]) -> None:
         name = step.name if isinstance(step, LayerStep) else _called(step)
-        source = step.source if isinstance(step, LayerStep) else _first_input(step)
-        if name in program.graph.layer_index:
-            find(name).to(memory_format=torch.channels_last)
+        index = self.graph.layer_index.get(name)
+        if index is not None:
+            self.find(name).to(memory_format=torch.channels_last)
+            source = step.source if isinstance(step, LayerStep) else _input(step)
             count = max(1, SAMPLED_VALUES // len(parts))
-            notes.samples.setdefault(program.graph.layer_index[name], []).extend(
+            self.samples.setdefault(index, []).extend(
                 sample_values(values[source], count) for values in parts
             )
-        if isinstance(step, LayerStep):
-            target, results = step.target, _run_layer(step, find, parts, reestimate, notes)
-        else:
-            target, norm = step.node, find(name) if name else None
-            if isinstance(norm, BatchNorm):
-                inputs = [values[source] for values in parts]
-                results = _normalise(inputs, name, norm, reestimate, notes)
-            else:
-                results = [run_plain(step.node, values, find) for values in parts]
+
+    def _run_layer(self, step: LayerStep, parts: list[dict[fx.Node, Any]]) -> list[Tensor]:
+        layer, norm = self.find(step.name), None if step.norm is None else self.find(step.norm)
+        results, seen = [], []
+        for values in parts:
+            results.append(layer(values[step.source]))
+            if norm is not None and self.reestimate:
+                seen.append(self._moments(results[-1]))  # while the result is in the cache
+        if norm is not None:
+            factor, offset = self._factors(str(step.norm), norm, seen)
+            results = [_scaled(result, factor, offset, in_place=True) for result in results]
         for values, result in zip(parts, results, strict=True):
-            values[target] = result
-            for dead in step.dead:
-                del values[dead]
-    return parts
+            if step.residual is not None:
+                result.add_(values[step.residual])
+            if step.relu:
+                result.relu_()
+        return results
+
+    def _run_plain(self, step: PlainStep, parts: list[dict[fx.Node, Any]]) -> list[Any]:
+        name = _called(step)
+        norm = self.find(name) if name else None
+        if not isinstance(norm, BatchNorm):
+            return [run_plain(step.node, values, self.find) for values in parts]
+        inputs = [values[_input(step)] for values in parts]
+        own = norm.running_mean is None  # it always takes the statistics of the batch
+        seen = [self._moments(x) for x in inputs] if self.reestimate or own else []
+        factor, offset = self._factors(name, norm, seen)
+        return [_scaled(x, factor, offset, in_place=False) for x in inputs]
+
+    def _factors(self, name: str, norm: BatchNorm, seen: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Factor and offset of a BatchNorm, by the moments of the batch where these are taken."""
+        if seen:
+            mean, variance, count = joined(seen)
+            unbiased = variance * (count / max(1.0, count - 1))
+            self.statistics.setdefault(name, []).append((mean, unbiased))
+            return affine(norm, mean, variance)
+        assert norm.running_mean is not None and norm.running_var is not None
+        return affine(norm, norm.running_mean, norm.running_var)
+
+    def _moments(self, x: Tensor) -> Tensor:
+        if self._scratch.numel() < x.numel() or self._scratch.device != x.device:
+            self._scratch = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
+        return moments(x, self._scratch)
 
 
 def _called(step: PlainStep) -> str:
@@ -175,48 +213,9 @@ def _called(step: PlainStep) -> str:
     return str(step.node.target) if step.node.op == "call_module" else ""
 
 
-def _first_input(step: PlainStep) -> fx.Node:
-    """What a step reads first; the step itself if it reads nothing."""
-    return next(iter(step.node.all_input_nodes), step.node)
-
-
-def _run_layer(
-    step: LayerStep,
-    find: Callable[[str], Any],
-    parts: list[dict[fx.Node, Any]],
-    reestimate: bool,
-    notes: _Notes,
-) -> list[Tensor]:
-    layer = find(step.name)
-    results = [layer(values[step.source]) for values in parts]
-    if step.norm is not None:
-        results = _normalise(results, step.norm, find(step.norm), reestimate, notes, results)
-    for values, result in zip(parts, results, strict=True):
-        if step.residual is not None:
-            result.add_(values[step.residual])
-        if step.relu:
-            result.relu_()
-    return results
-
-
-def _normalise(
-    parts: list[Tensor],
-    name: str,
-    norm: BatchNorm,
-    reestimate: bool,
-    notes: _Notes,
-    into: list[Tensor] | None = None,
-) -> list[Tensor]:
-    """Run a BatchNorm over the parts of a batch; `into` says that they may be overwritten."""
-    if reestimate or norm.running_mean is None:
-        mean, variance, count = batch_statistics(parts)
-        unbiased = variance * (count / max(1, count - 1))
-        notes.statistics.setdefault(name, []).append((mean, unbiased))
-    else:
-        assert norm.running_var is not None
-        mean, variance = norm.running_mean, norm.running_var
-    factor, offset = affine(norm, mean, variance)
-    return [_scaled(part, factor, offset, into is not None) for part in parts]
+def _input(step: PlainStep) -> fx.Node:
+    """What a step reads first."""
+    return step.node.all_input_nodes[0]
 
 
 def affine(norm: BatchNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,35 +229,53 @@ def affine(norm: BatchNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Ten
     return factor, offset
 
 
-def batch_statistics(parts: list[Tensor]) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance of every channel over all parts (n, C, ...), and their number.
+def moments(x: Tensor, scratch: Tensor) -> Tensor:
+    """Number of values, mean, and sum of squares around it of every channel.
+
+    Args:
+        x: float32 (n, C, ...).
+        scratch: memory to use, as many values as `x` has, or more.
 
     Returns:
-        Mean and variance, float32 (channels,), and the number of values of a channel.
+        float64 (3, channels).
     """
-    rows = [_rows(part) for part in parts]
-    channels = parts[0].shape[1]
-    count = sum(part.numel() for part in parts) // channels
+    rows = _rows(x)
+    count = x.numel() // x.shape[1]
 
-    def per_channel(sums: list[Tensor]) -> Tensor:
+    def per_channel(values: Tensor) -> Tensor:
         # First over images, which runs along memory, then over positions.
-        return torch.stack(sums).double().sum(0).view(-1, channels).sum(0) / count
+        return values.sum(0).view(-1, x.shape[1]).double().sum(0)
 
-    mean = per_channel([row.sum(0) for row in rows]).float()
-    everywhere = mean.repeat(rows[0].shape[1] // channels)
-    squares = [torch.sub(row, everywhere).square_().sum(0) for row in rows]
-    return mean, per_channel(squares).float(), count
+    mean = per_channel(rows) / count
+    off = scratch[: x.numel()].view_as(rows)
+    torch.sub(rows, _at_every_position(mean.to(rows.dtype), rows), out=off)
+    return torch.stack([torch.full_like(mean, count), mean, per_channel(off.square_())])
+
+
+def joined(parts: list[Tensor]) -> tuple[Tensor, Tensor, float]:
+    """Moments of parts of a batch to those of the batch (Chan, Golub and LeVeque, 1979).
+
+    Returns:
+        Mean and biased variance of every channel, float32 (channels,), and the number of values.
+    """
+    counts, means, squares = torch.stack(parts).unbind(1)
+    total = counts.sum(0)
+    mean = (counts * means).sum(0) / total
+    around = squares + counts * (means - mean).square()
+    return mean.float(), (around.sum(0) / total).float(), float(total[0])
+
+
+def _at_every_position(values: Tensor, rows: Tensor) -> Tensor:
+    """Numbers per channel repeated to the length of rows, which is long where channels are few."""
+    return values.expand(rows.shape[1] // len(values), len(values)).reshape(-1)
 
 
 def _scaled(x: Tensor, factor: Tensor, offset: Tensor, in_place: bool) -> Tensor:
     """`x * factor + offset` with numbers per channel."""
     rows = _rows(x)
-    # Numbers per position: rows are long, channels may be few.
-    count = rows.shape[1] // x.shape[1]
-    out = rows if in_place else None
-    scaled = torch.addcmul(offset.repeat(count), rows, factor.repeat(count), out=out)
-    moved = x.movedim(1, -1).shape
-    return scaled.view(moved).movedim(-1, 1)
+    factor, offset = _at_every_position(factor, rows), _at_every_position(offset, rows)
+    scaled = torch.addcmul(offset, rows, factor, out=rows if in_place else None)
+    return scaled.view(x.movedim(1, -1).shape).movedim(-1, 1)
 
 
 def _rows(x: Tensor) -> Tensor:
