@@ -127,6 +127,16 @@ AGENTS: dict[str, AgentEntry] = {
         "CMA-ES with a diagonal covariance matrix, started at uniform bits",
         "Ros and Hansen, 2008; package cmaes",
     ),
+    "greedy": AgentEntry(
+        "compress_agents.greedy:Greedy",
+        "greedy by measured sensitivity, one layer at a time; then local improvement",
+        "HAWQ, Dong et al., 2019",
+    ),
+    "integer-program": AgentEntry(
+        "compress_agents.integer_program:IntegerProgram",
+        "bits by integer programming over measured sensitivities",
+        "HAWQ-V3, Yao et al., 2021; HiGHS",
+    ),
 }
 """The agents of this package by name."""
 

@@ -177,12 +177,11 @@ class MeasuredEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._check()
         decoder = self.env.decoder
         appraisal = self.env.appraise(plan)
-        cost = decoder.cost_of_plan(plan)
         result = Measurement(
             reward=float(np.float32(appraisal.reward)),
             accuracy=appraisal.accuracy,
-            reduction=1.0 - cost / decoder.dense_cost,
-            target_met=cost <= decoder.budget,
+            reduction=decoder.reduction(plan),
+            target_met=decoder.cost_of_plan(plan) <= decoder.budget,
         )
         self.record.step()
         self._end_episode(result.reward, {**asdict(result), "plan": plan})
