@@ -20,6 +20,7 @@ from compress_agents.cli_output import OUT as _out
 from compress_agents.cli_output import interrupted as _interrupted
 from compress_agents.cli_output import refuse as _refuse
 from compress_agents.cli_output import user_errors as _user_errors
+from compress_agents.cli_report import app as _report_app
 from compress_agents.config import TrainingConfig
 
 __all__ = ["app", "main"]
@@ -201,6 +202,9 @@ def train_dense_network(
         f"search accuracy {results['search_accuracy']:.2%}, "
         f"test accuracy {results['test_accuracy']:.2%}, {results['wall_seconds']:.0f} s"
     )
+
+
+app.add_typer(_report_app)
 
 
 def main() -> None:
