@@ -170,5 +170,10 @@ def test_default_weights(tmp_path, monkeypatch):
 @pytest.mark.skipif("COMPRESS_TEST_WEIGHTS" not in os.environ, reason="needs the checkpoints")
 @pytest.mark.parametrize("name", ["resnet20", "resnet44", "resnet56"])
 def test_published_checkpoints_load(name):
-    file = CHECKPOINTS[name, "cifar10"].file
-    load_weights(build_network(name, 10), Path(os.environ["COMPRESS_TEST_WEIGHTS"]) / file)
+    path = Path(os.environ["COMPRESS_TEST_WEIGHTS"]) / CHECKPOINTS[name, "cifar10"].file
+    network = build_network(name, 10)
+    load_weights(network, path)
+    stored = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    loaded = network.state_dict()
+    assert {f"module.{key}" for key in loaded} == set(stored)
+    assert all(torch.equal(stored[f"module.{key}"], value) for key, value in loaded.items())

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress_env.networks.blocks import conv_bn
+
 # (output channels, stride) of every depthwise-separable block.
 _V1_BLOCKS = (
     (64, 1),
@@ -34,16 +36,6 @@ _V2_CIFAR_STAGES = (
 )
 
 
-def _conv_bn(
-    in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    padding = kernel // 2
-    return [
-        nn.Conv2d(in_channels, channels, kernel, stride, padding, groups=groups, bias=False),
-        nn.BatchNorm2d(channels),
-    ]
-
-
 def _initialise(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -60,11 +52,11 @@ class MobileNetV1(nn.Module):
 
     def __init__(self, num_classes: int, stem_stride: int) -> None:
         super().__init__()
-        modules = [*_conv_bn(3, 32, 3, stem_stride), nn.ReLU()]
+        modules = [*conv_bn(3, 32, 3, stem_stride), nn.ReLU()]
         in_channels = 32
         for channels, stride in _V1_BLOCKS:
-            modules += [*_conv_bn(in_channels, in_channels, 3, stride, in_channels), nn.ReLU()]
-            modules += [*_conv_bn(in_channels, channels, 1), nn.ReLU()]
+            modules += [*conv_bn(in_channels, in_channels, 3, stride, in_channels), nn.ReLU()]
+            modules += [*conv_bn(in_channels, channels, 1), nn.ReLU()]
             in_channels = channels
         self.features = nn.Sequential(*modules)
         self.linear = nn.Linear(in_channels, num_classes)
@@ -85,9 +77,9 @@ class InvertedResidual(nn.Module):
         hidden = in_channels * expansion
         modules: list[nn.Module] = []
         if expansion != 1:
-            modules += [*_conv_bn(in_channels, hidden, 1), nn.ReLU6()]
-        modules += [*_conv_bn(hidden, hidden, 3, stride, hidden), nn.ReLU6()]
-        modules += _conv_bn(hidden, channels, 1)
+            modules += [*conv_bn(in_channels, hidden, 1), nn.ReLU6()]
+        modules += [*conv_bn(hidden, hidden, 3, stride, hidden), nn.ReLU6()]
+        modules += conv_bn(hidden, channels, 1)
         self.branch = nn.Sequential(*modules)
         self.residual = stride == 1 and in_channels == channels
 
@@ -102,7 +94,7 @@ class CifarMobileNetV2(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        modules: list[nn.Module] = [*_conv_bn(3, 32, 3), nn.ReLU6()]
+        modules: list[nn.Module] = [*conv_bn(3, 32, 3), nn.ReLU6()]
         in_channels = 32
         for expansion, channels, blocks, stride in _V2_CIFAR_STAGES:
             for block in range(blocks):
@@ -110,7 +102,7 @@ class CifarMobileNetV2(nn.Module):
                     InvertedResidual(in_channels, channels, stride if block == 0 else 1, expansion)
                 )
                 in_channels = channels
-        modules += [*_conv_bn(in_channels, 1280, 1), nn.ReLU6()]
+        modules += [*conv_bn(in_channels, 1280, 1), nn.ReLU6()]
         self.features = nn.Sequential(*modules)
         self.linear = nn.Linear(1280, num_classes)
         _initialise(self)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress_env.networks.blocks import conv_bn
+
 _STAGE_BLOCKS = (4, 8, 4)
 _STEM_CHANNELS = 24
 
@@ -22,16 +24,6 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return x.view(batch, channels, height, width)
 
 
-def _conv_bn(
-    in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    padding = kernel // 2
-    return [
-        nn.Conv2d(in_channels, channels, kernel, stride, padding, groups=groups, bias=False),
-        nn.BatchNorm2d(channels),
-    ]
-
-
 class ShuffleUnitV1(nn.Module):
     """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; added or concatenated to the input."""
 
@@ -42,9 +34,9 @@ class ShuffleUnitV1(nn.Module):
         hidden = channels // 4
         # The stem has too few channels to be divided (section 3.2 of the paper).
         first_groups = 1 if in_channels == _STEM_CHANNELS else groups
-        self.compress = nn.Sequential(*_conv_bn(in_channels, hidden, 1, groups=first_groups))
-        self.depthwise = nn.Sequential(*_conv_bn(hidden, hidden, 3, stride, groups=hidden))
-        self.expand = nn.Sequential(*_conv_bn(hidden, branch_channels, 1, groups=groups))
+        self.compress = nn.Sequential(*conv_bn(in_channels, hidden, 1, groups=first_groups))
+        self.depthwise = nn.Sequential(*conv_bn(hidden, hidden, 3, stride, groups=hidden))
+        self.expand = nn.Sequential(*conv_bn(hidden, branch_channels, 1, groups=groups))
         self.stride = stride
         self.groups = groups
 
@@ -63,7 +55,7 @@ class CifarShuffleNetV1(nn.Module):
 
     def __init__(self, num_classes: int, groups: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv_bn(3, _STEM_CHANNELS, 3), nn.ReLU())
+        self.stem = nn.Sequential(*conv_bn(3, _STEM_CHANNELS, 3), nn.ReLU())
         units: list[nn.Module] = []
         in_channels = _STEM_CHANNELS
         for channels, blocks in zip((240, 480, 960), _STAGE_BLOCKS, strict=True):
@@ -93,17 +85,17 @@ class ShuffleUnitV2(nn.Module):
         half = channels // 2
         branch_in = in_channels if stride == 2 else half
         self.branch = nn.Sequential(
-            *_conv_bn(branch_in, half, 1),
+            *conv_bn(branch_in, half, 1),
             nn.ReLU(),
-            *_conv_bn(half, half, 3, stride, groups=half),
-            *_conv_bn(half, half, 1),
+            *conv_bn(half, half, 3, stride, groups=half),
+            *conv_bn(half, half, 1),
             nn.ReLU(),
         )
         self.stride = stride
         if stride == 2:
             self.shortcut = nn.Sequential(
-                *_conv_bn(in_channels, in_channels, 3, stride, groups=in_channels),
-                *_conv_bn(in_channels, half, 1),
+                *conv_bn(in_channels, in_channels, 3, stride, groups=in_channels),
+                *conv_bn(in_channels, half, 1),
                 nn.ReLU(),
             )
 
@@ -122,7 +114,7 @@ class CifarShuffleNetV2(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv_bn(3, _STEM_CHANNELS, 3), nn.ReLU())
+        self.stem = nn.Sequential(*conv_bn(3, _STEM_CHANNELS, 3), nn.ReLU())
         units: list[nn.Module] = []
         in_channels = _STEM_CHANNELS
         for channels, blocks in zip((116, 232, 464), _STAGE_BLOCKS, strict=True):
@@ -130,7 +122,7 @@ class CifarShuffleNetV2(nn.Module):
                 units.append(ShuffleUnitV2(in_channels, channels, 2 if block == 0 else 1))
                 in_channels = channels
         self.units = nn.Sequential(*units)
-        self.last = nn.Sequential(*_conv_bn(in_channels, 1024, 1), nn.ReLU())
+        self.last = nn.Sequential(*conv_bn(in_channels, 1024, 1), nn.ReLU())
         self.linear = nn.Linear(1024, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
