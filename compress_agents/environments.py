@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 import compress_env  # noqa: F401  registers the ids
 from compress_agents.config import SearchConfig
+from compress_agents.sharing import load_shared, save_shared
 from compress_env.env import JointPruneQuantEnv
 from compress_env.wrappers import PaddedGraph
 
@@ -73,35 +79,70 @@ def make_environment(
     return env.unwrapped
 
 
-def make_vector_environment(
-    config: SearchConfig, needs: Mapping[str, Any], first: JointPruneQuantEnv, num_envs: int
-) -> VecEnv:
+def make_vector_environment(first: JointPruneQuantEnv, num_envs: int) -> VecEnv:
     """What Stable-Baselines3 trains on: padded graphs, episodes watched by a ``Monitor``.
 
+    Several environments are copies of the first in processes of their own, which divide the cores
+    among them. They share its memory (`compress_agents.sharing`): network, images, calibration
+    images and the evaluation of the dense network are made once and mapped by all.
+
     Args:
-        config: the options.
-        needs: arguments of the environment that the agent cannot do without.
         first: the environment of `make_environment`; it is used where one is enough.
-        num_envs: how many; from 2 on each has its own process and its share of the cores. This
-            process then takes as many threads as each of them: sums of floats depend on it, and
-            a plan has to get the same accuracy everywhere.
+        num_envs: how many. From 2 on, this process takes as many threads as each of them: sums of
+            floats depend on it, and a plan has to get the same accuracy everywhere.
     """
     if num_envs == 1:
         return DummyVecEnv([partial(_wrap, first)])
     threads = max(1, _cores() // num_envs)
     torch.set_num_threads(threads)
-    factories: list[Callable[[], gymnasium.Env[Any, Any]]] = [
-        partial(_make_in_process, config, needs, threads) for _ in range(num_envs)
-    ]
-    # A fork would inherit the threads that torch has started, in a state that can hang.
-    return SubprocVecEnv(factories, start_method="spawn")
+    # What every one of them would compute for its first episode.
+    _ = first.task.dense_evaluation
+    with TemporaryDirectory(prefix="compress-agents-", ignore_cleanup_errors=True) as folder:
+        save_shared(first, folder)
+        factories: list[Callable[[], gymnasium.Env[Any, Any]]] = [
+            partial(_map_in_process, folder, threads) for _ in range(num_envs)
+        ]
+        with _thread_variables(threads):
+            environments = SubprocVecEnv(factories, start_method=_start_method())
+        # All of them have mapped the files by now: a constructor asks each for its attributes.
+        environments.get_attr("spec")
+    return environments
 
 
-def _make_in_process(
-    config: SearchConfig, needs: Mapping[str, Any], threads: int
-) -> gymnasium.Env[Any, Any]:
+def _start_method() -> str:
+    """How processes start: copies of one that has imported everything, where that is safe.
+
+    A fork of this process would inherit threads of torch in a state that can hang. The server has
+    only imported, so that it has none, and what it imported is in memory once for all its copies.
+    """
+    if not sys.platform.startswith("linux"):
+        return "spawn"
+    multiprocessing.set_forkserver_preload([__name__, "stable_baselines3.common.env_util"])
+    return "forkserver"
+
+
+@contextmanager
+def _thread_variables(threads: int) -> Iterator[None]:
+    """Processes started meanwhile have libraries that compute on so many threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _map_in_process(folder: str, threads: int) -> gymnasium.Env[Any, Any]:
+    # What the server has imported stays where it is: looking through it for garbage would write to
+    # it, and so copy it.
+    gc.freeze()
     torch.set_num_threads(threads)
-    return _wrap(make_environment(config, needs))
+    return _wrap(load_shared(folder))
 
 
 def _wrap(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:

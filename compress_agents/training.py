@@ -69,7 +69,7 @@ class Training(Run):
         super().__init__(config, run_dir, resume, agent)
         if not isinstance(self.agent, PPOAgent):
             raise ValueError(f"agent must be one of PPO's, not '{config.agent}'")
-        self.vector_env = make_vector_environment(config, self.needs, self.env, config.num_envs)
+        self.vector_env = make_vector_environment(self.env, config.num_envs)
         layer_by_layer = self.env.step_mode == "layer"
         self.learner = self.agent.build(self.vector_env, config.seed, layer_by_layer)
         self.resumed = resume and self.folder.agent.exists()

@@ -39,6 +39,9 @@ EngineFactory = Callable[[LayerGraph, torch.Tensor], Engine]
 ENGINES: dict[str, EngineFactory] = {"fast": FastEngine, "reference": ReferenceEngine}
 """Evaluation engines by name."""
 
+_TEST_BYTES = 1 << 28
+"""Bytes of the test images that are normalised at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
@@ -126,7 +129,8 @@ class CompressionTask:
         else:
             self._taken = len(searched)
             calibration = self.splits.train.take(calibration_images, seed)
-        self.search = self._labelled(searched.images, searched.labels)
+        # In the order that the engines want, which makes it the only copy.
+        self.search = self._labelled(searched.images, searched.labels, torch.channels_last)
         self.calibration = self._labelled(calibration.images, calibration.labels)
         input_shape = tuple(self.search.images.shape[1:])
         self.graph = trace(self.network, input_shape)
@@ -146,9 +150,15 @@ class CompressionTask:
         images = TrainingImages(self.splits, self.spare, self.device)
         return FinetunedEngine(self.graph, self.calibration.images, images, options)
 
-    def _labelled(self, images: np.ndarray, labels: np.ndarray) -> LabelledImages:
+    def _labelled(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        order: torch.memory_format = torch.contiguous_format,
+    ) -> LabelledImages:
+        normalized = normalize(images, self.splits).to(self.device)
         return LabelledImages(
-            normalize(images, self.splits).to(self.device), torch.from_numpy(labels.copy())
+            normalized.contiguous(memory_format=order), torch.from_numpy(labels.copy())
         )
 
     @cached_property
@@ -205,8 +215,16 @@ class CompressionTask:
 
     def test(self, plan: CompressionPlan) -> Evaluation:
         """The plan's network on the test split. Look once, at the end."""
-        test = self._labelled(self.splits.test.images, self.splits.test.labels)
-        return Evaluator(self.engine, test.images, test.labels, cache_bytes=0).evaluate(plan)
+        test = self.splits.test
+        images, labels, outputs = test.images, test.labels, []
+        # All of ImageNet's at once would not fit into memory.
+        count = max(1, _TEST_BYTES // (4 * images[0].size))
+        for start in range(0, len(test), count):
+            chosen = slice(start, start + count)
+            part = self._labelled(images[chosen], labels[chosen], torch.channels_last)
+            evaluator = Evaluator(self.engine, part.images, part.labels, cache_bytes=0)
+            outputs.append(evaluator.evaluate(plan).logits)
+        return Evaluation(torch.cat(outputs), torch.from_numpy(labels.copy()))
 
 
 def _check_count(name: str, value: object, least: int = 1) -> None:

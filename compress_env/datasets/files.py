@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -22,20 +23,26 @@ _CHUNK = 128
 _VERSION = "1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FileSource:
     """Image files, in order.
 
     Attributes:
-        paths: the files.
+        paths: the files, as bytes (N,): one array, which processes can share, of the size of the
+            names, where a million strings would take several times that in each of them.
         size: side in pixels of the square to cut from the centre; None: as they are, all of
             one size.
         shorter_side: what the shorter side is resized to before the cut.
     """
 
-    paths: tuple[str, ...]
+    paths: NDArray[np.bytes_]
     size: int | None
     shorter_side: int
+
+    @classmethod
+    def of(cls, paths: Sequence[str], size: int | None, shorter_side: int) -> FileSource:
+        """The source of files by their names."""
+        return cls(np.array([os.fsencode(path) for path in paths]), size, shorter_side)
 
     def load(self) -> Images:
         """The images, uint8 (N, 3, H, W), decoded at the first call ever."""
@@ -45,17 +52,20 @@ class FileSource:
 
     def select(self, indices: Indices) -> FileSource:
         """The files at ``indices``, in that order."""
-        return FileSource(tuple(self.paths[i] for i in indices), self.size, self.shorter_side)
+        return FileSource(self.paths[indices], self.size, self.shorter_side)
+
+    def _path(self, index: int) -> str:
+        return os.fsdecode(self.paths[index])
 
     def _shape(self) -> tuple[int, int]:
         if self.size is not None:
             return self.size, self.size
-        first = _decode(self.paths[0], None, 0)
+        first = _decode(self._path(0), None, 0)
         return first.shape[0], first.shape[1]
 
     def _key(self) -> str:
         digest = hashlib.sha256(f"{_VERSION} {self.size} {self.shorter_side}".encode())
-        for path in self.paths:
+        for path in map(os.fsdecode, self.paths):
             status = os.stat(path)
             digest.update(f"\n{path} {status.st_size} {status.st_mtime_ns}".encode())
         return f"images-{digest.hexdigest()[:32]}"
@@ -72,13 +82,13 @@ class FileSource:
                 bar.update(done)
 
     def _fill_chunk(self, images: Images, start: int) -> int:
-        paths = self.paths[start : start + _CHUNK]
+        paths = [os.fsdecode(path) for path in self.paths[start : start + _CHUNK]]
         for index, path in enumerate(paths, start):
             pixels = _decode(path, self.size, self.shorter_side)
             if pixels.shape[:2] != images.shape[2:]:
                 raise ValueError(
                     f"image_size must be given, as the images differ in size: {path} is "
-                    f"{pixels.shape[1]}x{pixels.shape[0]}, {self.paths[0]} is "
+                    f"{pixels.shape[1]}x{pixels.shape[0]}, {self._path(0)} is "
                     f"{images.shape[3]}x{images.shape[2]}"
                 )
             images[index] = pixels.transpose(2, 0, 1)

@@ -73,7 +73,7 @@ def load_imagenet(data_root: Path | None, seed: int, image_size: int | None) -> 
                 f"data_root {data_root} must be a copy of ImageNet as torchvision's class wants "
                 f"it: {error}"
             ) from error
-        source = FileSource(tuple(p for p, _ in samples), size, round(size * _IMAGENET_MARGIN))
+        source = FileSource.of([p for p, _ in samples], size, round(size * _IMAGENET_MARGIN))
         sets[name] = DeferredImageSet(source, np.array([y for _, y in samples], dtype=np.int64))
     kept, searched = cut_search(sets["train"].labels, seed)
     test = sets["val"].select(stratified_order(sets["val"].labels, 0))
@@ -102,4 +102,4 @@ def _image_set(
                 f"data_root: {folder} holds a class {label!r} that train/ does not have ({path})"
             )
     labels = np.array([number[label] for _, label in files], dtype=np.int64)
-    return DeferredImageSet(FileSource(tuple(p for p, _ in files), size, shorter_side), labels)
+    return DeferredImageSet(FileSource.of([p for p, _ in files], size, shorter_side), labels)
