@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
+from compress_env.export.int8_weights import with_int8_weights
 from compress_env.plan import CompressionPlan
 from compress_env.tracing import symbolic_trace
 
@@ -79,7 +80,7 @@ def export_torch(
     """Save a compressed network as a program of `torch.export` (.pt2), batch dimension free.
 
     Load it with `torch.export.load(path).module()`; it needs PyTorch alone and gives the same
-    outputs.
+    outputs. Weights are stored as 8-bit integers, whatever their bits, and computed with as floats.
 
     Args:
         compressed: what `compress_env.compress` returns, or a dense network.
@@ -94,9 +95,10 @@ def export_torch(
     parameter = next(compressed.parameters(), torch.empty(0))
     images = torch.zeros(2, *input_shape, device=parameter.device)
     batch = torch.export.Dim("batch", min=1)
+    network = with_int8_weights(compressed).eval()
     with torch.no_grad():
         program = torch.export.export(
-            compressed.eval(), (images,), dynamic_shapes=({0: batch},), strict=False
+            network, (images,), dynamic_shapes=({0: batch},), strict=False
         )
     _write(path, lambda temporary: torch.export.save(program, temporary))
 

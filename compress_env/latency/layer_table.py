@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from compress_env.latency.engines import available_cores
 from compress_env.latency.interpolation import LayerInterpolation, monotone
+from compress_env.latency.journal import Journal
 from compress_env.latency.measuring import versions_of
 from compress_env.latency.single_layers import (
     LayerCase,
@@ -84,6 +86,8 @@ class LatencyTable:
         fractions: Sequence[float] = FRACTIONS,
         repeats: int = 20,
         progress: Progress | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        resume: bool = False,
     ) -> LatencyTable:
         """Time every layer alone; layers of the same form are timed once.
 
@@ -95,14 +99,23 @@ class LatencyTable:
             fractions: shares of the channels, above 0 and at most 1.
             repeats: runs of every layer, in two rounds; the fastest counts.
             progress: called after every measurement.
+            journal: file that keeps every measurement as it is made; to be deleted once the table
+                is saved.
+            resume: go on from the journal of an interrupted call.
 
         Raises:
-            ValueError: an argument is not allowed.
+            ValueError: an argument is not allowed, or the journal is of other measurements.
             ImportError: onnx or the engine is not installed.
         """
         if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
             raise ValueError(f"fractions must be above 0 and at most 1, not {fractions!r}")
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, not {repeats!r}")
         threads = available_cores() if threads is None else threads
+        if batch_size < 1 or threads < 1:
+            raise ValueError(
+                f"batch_size and threads must be at least 1, not {batch_size} and {threads}"
+            )
         conditions = {
             "engine": engine,
             "version": versions_of([engine])[engine],
@@ -113,11 +126,14 @@ class LatencyTable:
         grids = [_grid(layer.in_channels, layer.out_channels, layer.kind, layer.groups, fractions)
                  for layer in graph.layers]  # fmt: skip
         cases = _cases(graph, grids)
-        times: dict[LayerCase, float] = {}
         wanted = list(dict.fromkeys(case for layer in cases for case in layer.values()))
-        for done, case in enumerate(2 * wanted):
-            runs = (repeats + 1) // 2
-            found = layer_milliseconds(case, engine, batch_size, threads, runs)
+        known = Journal(journal, {**conditions, "repeats": repeats}, resume)
+        times: dict[LayerCase, float] = {}
+        for done, (series, case) in enumerate(product(range(2), wanted)):
+            found = known.get((series, case))
+            if found is None:
+                found = layer_milliseconds(case, engine, batch_size, threads, (repeats + 1) // 2)
+                known.add((series, case), found)
             times[case] = min(found, times.get(case, found))
             if progress is not None:
                 progress(done + 1, 2 * len(wanted))

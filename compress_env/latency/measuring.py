@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,7 @@ def measure_latency(
     threads: int | None = None,
     engines: Sequence[str] | None = None,
     memory: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> LatencyReport:
     """Time ONNX files against each other.
 
@@ -85,6 +86,7 @@ def measure_latency(
         threads: threads per run; None for as many as this process has cores.
         engines: some of `ENGINES`; None for those that are installed.
         memory: measure peak memory too, in a process for every row.
+        progress: called with how many rows are done, and how many there are.
 
     Raises:
         ValueError: an argument is not allowed.
@@ -95,6 +97,8 @@ def measure_latency(
         raise ValueError("files must hold at least one file")
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, not {repeats}")
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"batch_sizes must be at least 1, not {list(batch_sizes)}")
     threads = available_cores() if threads is None else threads
     versions = installed_engines() if engines is None else versions_of(engines)
     if not versions:
@@ -119,6 +123,8 @@ def measure_latency(
                         peak_bytes=peak_memory(engine, path, batch, threads) if memory else 0,
                     )
                 )
+                if progress is not None:
+                    progress(len(rows), len(versions) * len(batch_sizes) * len(files))
     return LatencyReport(tuple(rows), threads, repeats, versions)
 
 
