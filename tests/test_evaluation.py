@@ -12,7 +12,7 @@ import torch
 from samples import QUICK, liven, random_masks
 
 from benchmarks.network_list import LISTED
-from compress_env.evaluation import Evaluator, FastEngine, ReferenceEngine, fast, kernels
+from compress_env.evaluation import Evaluator, FastEngine, ReferenceEngine, kernels, running
 from compress_env.evaluation.evaluator import Evaluation
 from compress_env.importance import rank_channels
 from compress_env.layer_graph import LayerGraph, trace
@@ -114,10 +114,11 @@ def test_machines_without_integer_kernels_get_the_same_figures(
     poor = kernels.IntegerKernels(
         available=exact != "nothing", exact_at_8_bits=False, quantize=kernels._quantize_plainly
     )
-    for module in (kernels, fast):
+    for module in (kernels, running):
         monkeypatch.setattr(module, "integer_kernels", lambda: poor)
     engine = FastEngine(graph, calibration)
-    floats = [not isinstance(layer, kernels.IntegerConv) for layer in engine.prepare(plan).layers]
+    layers = engine.prepare(plan).layers.values()
+    floats = [not isinstance(layer, kernels.IntegerConv) for layer in layers]
     assert all(floats) if exact == "nothing" else 1 < sum(floats) < len(floats)
     assert torch.equal(engine.logits(plan, images), expected)
 
@@ -181,14 +182,14 @@ def test_caches_of_the_fast_engine_are_bounded_in_bytes(digits_task: Compression
     graph, calibration = digits_task.graph, digits_task.calibration.images
     limit = 1_500_000  # a pruned network with its samples is about as large
     engine = FastEngine(graph, calibration, cache_bytes=limit)
-    caches = (engine._weights, engine._networks, engine._images)
+    caches = (engine.preparer.weights, engine._networks, engine._images)
     for seed in range(6):
         images = torch.randn(4, 3, 8, 8)
         engine.logits(mixed_plan(graph, [3, 5, 8], "evenly", seed), images)
-        assert engine._weights.bytes <= limit
+        assert engine.preparer.weights.bytes <= limit
         assert engine._networks.bytes <= limit or len(engine._networks) == 1
         assert len(engine._images) == 1
-    assert len(engine._weights) > 20
+    assert len(engine.preparer.weights) > 20
     engine.forget()
     assert not any(map(len, caches))
 
