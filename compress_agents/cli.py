@@ -13,13 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from compress_agents.cli_deployment import app as _deployment_app
 from compress_agents.cli_options import build_config, takes_options
-from compress_agents.cli_output import ERR as _err
-from compress_agents.cli_output import INTERRUPTED
-from compress_agents.cli_output import OUT as _out
-from compress_agents.cli_output import interrupted as _interrupted
-from compress_agents.cli_output import refuse as _refuse
-from compress_agents.cli_output import user_errors as _user_errors
+from compress_agents.cli_output import ERR, INTERRUPTED, OUT, interrupted, refuse, user_errors
 from compress_agents.cli_report import app as _report_app
 from compress_agents.config import TrainingConfig
 
@@ -33,7 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
 
 _RunDir = Annotated[
     Path | None,
@@ -70,16 +65,16 @@ def agents(
     if name is None:
         width = max(map(len, AGENTS))
         for known, entry in AGENTS.items():
-            _out.print(f"{known:{width}}  {entry.summary}", markup=False, soft_wrap=True)
+            OUT.print(f"{known:{width}}  {entry.summary}", markup=False, soft_wrap=True)
         return
-    with _user_errors():
+    with user_errors():
         settings = agent_settings(name)
         entry = find_agent(name)
     for line in (entry.summary, f"source: {entry.source}" if entry.source else ""):
         if line:
-            _out.print(line, markup=False, highlight=False, soft_wrap=True)
+            OUT.print(line, markup=False, highlight=False, soft_wrap=True)
     for setting, value in settings.items():
-        _out.print(f"  {setting}={value}", markup=False, highlight=False)
+        OUT.print(f"  {setting}={value}", markup=False, highlight=False)
 
 
 def _run_agent(options: dict[str, Any], run_dir: Path | None, resume: bool) -> None:
@@ -98,17 +93,17 @@ def _run(prepare: Callable[[], Any]) -> None:
 
     where = ""
     try:
-        with _user_errors():
+        with user_errors():
             search = prepare()
         where = f"{search.config.command()} --run-dir {search.folder.path} --resume"
-        with search_progress(_out, search.config.budget) as show, _run_errors():
+        with search_progress(OUT, search.config.budget) as show, _run_errors():
             report = search.run(show)
     except KeyboardInterrupt:
-        raise _interrupted(where or "the same command") from None
+        raise interrupted(where or "the same command") from None
     from compress_agents.reporting import report_table  # noqa: PLC0415
 
-    _out.print(report_table(report, f"Report of {search.folder.path}"))
-    _out.print(f"Files are in {search.folder.path}", markup=False, soft_wrap=True)
+    OUT.print(report_table(report, f"Report of {search.folder.path}"))
+    OUT.print(f"Files are in {search.folder.path}", markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -119,7 +114,7 @@ def _run_errors() -> Iterator[None]:
     try:
         yield
     except (NoPlanError, OSError) as error:
-        raise _refuse(error) from None
+        raise refuse(error) from None
 
 
 @app.command("evaluate")
@@ -134,21 +129,21 @@ def evaluate(
     ] = None,
 ) -> None:
     """Rebuild the best plan's network and measure it again, on the test split too."""
-    with _user_errors():
+    with user_errors():
         from compress_agents.evaluation import evaluate_run  # noqa: PLC0415
 
         measured, reported, problems = evaluate_run(run, data_root, device)
     from compress_agents.reporting import report_table  # noqa: PLC0415
 
-    _out.print(report_table({**(reported or {}), **measured}, f"Plan of {run}"))
+    OUT.print(report_table({**(reported or {}), **measured}, f"Plan of {run}"))
     if reported is None:
-        _out.print("The run has no report.json yet to compare with.")
+        OUT.print("The run has no report.json yet to compare with.")
     elif problems:
         for problem in problems:
-            _err.print(f"Differs: {problem}", markup=False, soft_wrap=True)
+            ERR.print(f"Differs: {problem}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
     else:
-        _out.print("All figures equal those of report.json.")
+        OUT.print("All figures equal those of report.json.")
 
 
 @app.command("train-network")
@@ -188,7 +183,7 @@ def train_dense_network(
     del given["resume"], given["out"]
     path = out or Path(f"{network.replace(':', '.')}-{dataset}.safetensors")
     try:
-        with _user_errors():
+        with user_errors():
             from compress_env.network_training import (  # noqa: PLC0415
                 NetworkTraining,
                 train_network,
@@ -196,14 +191,15 @@ def train_dense_network(
 
             results = train_network(NetworkTraining(**given), path, resume)
     except KeyboardInterrupt:
-        raise _interrupted("the same command and --resume") from None
-    _out.print(f"Written to {path}", markup=False, soft_wrap=True)
-    _out.print(
+        raise interrupted("the same command and --resume") from None
+    OUT.print(f"Written to {path}", markup=False, soft_wrap=True)
+    OUT.print(
         f"search accuracy {results['search_accuracy']:.2%}, "
         f"test accuracy {results['test_accuracy']:.2%}, {results['wall_seconds']:.0f} s"
     )
 
 
+app.add_typer(_deployment_app)
 app.add_typer(_report_app)
 
 
