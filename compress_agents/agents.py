@@ -113,6 +113,16 @@ AGENTS: dict[str, AgentEntry] = {
         "DDPG with the graph network",
         "Lillicrap et al., 2016; Stable-Baselines3",
     ),
+    "channel-gcn": AgentEntry(
+        "compress_agents.channel_agent:ChannelAgent",
+        "REINFORCE; graph convolutions over the channels of a layer choose which stay",
+        "GCN channel pruning, Jiang et al., IJCAI 2022",
+    ),
+    "channel-random": AgentEntry(
+        "compress_agents.channel_agent:ChannelAgent",
+        "channels drawn at random around the base plan, nothing learned",
+        settings={"learning_rate": 0.0},
+    ),
     "uniform": AgentEntry(
         "compress_agents.baselines:Uniform", "uniform bits, nothing pruned: one evaluation"
     ),
