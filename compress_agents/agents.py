@@ -147,6 +147,16 @@ AGENTS: dict[str, AgentEntry] = {
         "bits by integer programming over measured sensitivities",
         "HAWQ-V3, Yao et al., 2021; HiGHS",
     ),
+    "amc": AgentEntry(
+        "compress_agents.amc:AMC",
+        "AMC: DDPG layer by layer, actions bounded by the budget",
+        "He et al., 2018",
+    ),
+    "haq": AgentEntry(
+        "compress_agents.haq:HAQ",
+        "HAQ: DDPG over the bits of every layer's weights and activations",
+        "Wang et al., 2019",
+    ),
 }
 """The agents of this package by name."""
 

@@ -124,11 +124,26 @@ class ActionDecoder:
         groups = len(self.sizes)
         share = _kept_share(action[:groups])
         wanted = np.asarray(before.counts, dtype=float) * share
-        bits = self.base.bits + action[groups:].reshape(-1, 2) * self.span
+        bits = self._wanted_bits(action[groups:].reshape(-1, 2))
         counts = self._round_counts(wanted)
         if not project:
             return Choice(np.minimum(counts, before.counts), self._round_bits(bits))
         return self._project(wanted, bits)
+
+    def bits_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Bits that numbers in [-1, 1] stand for, without regard to the budget.
+
+        Args:
+            numbers: float (layers, 2), steps away from the base plan's bits.
+
+        Returns:
+            int64 (layers, 2).
+        """
+        return self._round_bits(self._wanted_bits(numbers))
+
+    def _wanted_bits(self, numbers: np.ndarray) -> np.ndarray:
+        wanted: np.ndarray = self.base.bits + numbers * self.span
+        return wanted
 
     def own_groups(self, index: int) -> list[int]:
         """The coupling groups that a layer is the first to make; it decides on them."""
@@ -152,8 +167,9 @@ class ActionDecoder:
         their smallest (AMC, algorithm 1).
 
         Args:
-            action: float (3,) in [-1, 1]: kept share of the groups that this layer is the first
-                to make, weight bits, activation bits.
+            action: float (3,) in [-1, 1]: channels of the groups that this layer is the first to
+                make, of which zero keeps as many as the base plan, -1 the fewest and 1 all; then
+                weight bits and activation bits.
             index: the layer.
             so_far: what has been decided; entries of later layers are not looked at.
 
@@ -162,8 +178,10 @@ class ActionDecoder:
         """
         own = self.own_groups(index)
         counts = so_far.counts.copy()
-        share = float(_kept_share(action[0]))
-        wanted = self._round_counts(self.base.counts * share)
+        share, more = float(_kept_share(action[0])), max(float(action[0]), 0.0)
+        wanted = self._round_counts(
+            self.base.counts * share + more * (self.sizes - self.base.counts)
+        )
         counts[own] = wanted[own]
         return self._bounded_layer(action[1:], index, Choice(counts, so_far.bits, so_far.ranks))
 
@@ -202,7 +220,7 @@ class ActionDecoder:
     def _bounded_layer(self, numbers: np.ndarray, index: int, wanted: Choice) -> Choice:
         """Set a layer's bits, and lower them and its channels until the target is in reach."""
         counts, bits = wanted.counts.copy(), wanted.bits.copy()
-        bits[index] = self._round_bits(self.base.bits + numbers * self.span)[index]
+        bits[index] = self.bits_of(numbers)[index]
         rest, own = self._smallest_rest(index), self.own_groups(index)
         while not self._reachable(Choice(counts, bits, wanted.ranks), rest):
             lower = self._lower_once(index, own, counts, bits)
