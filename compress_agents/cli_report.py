@@ -17,7 +17,7 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command("report")
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="The .html file to write.")] = Path("report.html"),
     data_root: Annotated[
@@ -28,7 +28,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Show runs, with their fine-tuning and latencies, on one page that opens without a network."""
+    """Show runs, with their fine-tuning and latencies, on one HTML page that opens offline."""
     with user_errors():
         from compress_agents.html_report import write_page  # noqa: PLC0415
 

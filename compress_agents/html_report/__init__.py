@@ -1,4 +1,4 @@
-"""Finished runs as one HTML page that opens without a network."""
+"""Finished runs as one HTML page that opens offline."""
 
 from compress_agents.html_report.page import make_page, write_page
 from compress_agents.html_report.reading import Run, read_run

@@ -27,7 +27,7 @@ from compress_agents.html_report.words import amount, kibibytes
 from compress_agents.runs import write_atomically
 from compress_env.rendering import BITS_COLOURS
 
-__all__ = ["make_page", "write_page"]
+__all__ = ["bits_colours", "make_page", "write_page"]
 
 _LIGHT_INK_UP_TO = 4
 
@@ -90,7 +90,7 @@ def make_page(runs: Sequence[Run], command: str = "") -> str:
         runs=[_run_part(place, run) for place, run in enumerate(runs)],
         comparison=comparison_rows(runs) if len(runs) > 1 else [],
         fronts=fronts,
-        bits_colours=_bits_colours(),
+        bits_colours=bits_colours(),
         command=command,
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -137,7 +137,7 @@ def _run_part(place: int, run: Run) -> dict[str, Any]:
     }
 
 
-def _bits_colours() -> list[tuple[int, str, str]]:
+def bits_colours() -> list[tuple[int, str, str]]:
     """For every bit-width its colour, and that of text on it."""
     return [
         (

@@ -105,9 +105,9 @@ def plan_picture(graph: LayerGraph, plan: CompressionPlan) -> Picture:
     legend.append(LegendEntry("box", "gone", "removed"))
     joins = dict.fromkeys(f"{row.symbol} {row.title}" for row in rows if row.kind == "join")
     note = (
-        "Data flows downwards; lines on the left pass layers by, as residual connections do. W and A "
-        "are the bits of a layer's weights and of its input. The length of the bar of channels goes "
-        "with the square root of their number."
+        "Data flows downwards; lines on the left pass layers by, as residual connections do. W and "
+        "A are the bits of a layer's weights and of its input. The length of the bar of channels "
+        "goes with the square root of their number."
     )
     if joins:
         note += f" Circles join values: {', '.join(joins)}."
