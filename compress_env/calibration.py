@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress_env.layer_graph import LayerGraph
-from compress_env.program import LayerStep, PlainStep, Program, run_plain
+from compress_env.program import (
+    LayerStep,
+    PlainStep,
+    Program,
+    called_module,
+    copied,
+    reads,
+    run_plain,
+)
 from compress_env.quantization import SAMPLED_VALUES, sample_values
 
 CALIBRATION_BATCH = 64
@@ -140,7 +148,7 @@ class _Walker:
         self, steps: Sequence[LayerStep | PlainStep], start: list[dict[fx.Node, Any]]
     ) -> list[dict[fx.Node, Any]]:
         """What later steps read, for every part of a batch, after these steps."""
-        parts = [dict(values) for values in start]
+        parts = [copied(values) for values in start]
         for step in steps:
             self._sample(step, parts)
             if isinstance(step, LayerStep):
@@ -154,11 +162,11 @@ class _Walker:
         return parts
 
     def _sample(self, step: LayerStep | PlainStep, parts: list[dict[fx.Node, Any]]) -> None:
-        name = step.name if isinstance(step, LayerStep) else _called(step)
+        name = called_module(step)
         index = self.graph.layer_index.get(name)
         if index is not None:
             self.find(name).to(memory_format=torch.channels_last)
-            source = step.source if isinstance(step, LayerStep) else _input(step)
+            source = reads(step)[0]
             count = max(1, SAMPLED_VALUES // len(parts))
             self.samples.setdefault(index, []).extend(
                 sample_values(values[source], count) for values in parts
@@ -182,11 +190,11 @@ class _Walker:
         return results
 
     def _run_plain(self, step: PlainStep, parts: list[dict[fx.Node, Any]]) -> list[Any]:
-        name = _called(step)
+        name = called_module(step)
         norm = self.find(name) if name else None
         if not isinstance(norm, BatchNorm):
             return [run_plain(step.node, values, self.find) for values in parts]
-        inputs = [values[_input(step)] for values in parts]
+        inputs = [values[reads(step)[0]] for values in parts]
         own = norm.running_mean is None  # it always takes the statistics of the batch
         seen = [self._moments(x) for x in inputs] if self.reestimate or own else []
         factor, offset = self._factors(name, norm, seen)
@@ -206,16 +214,6 @@ class _Walker:
         if self._scratch.numel() < x.numel() or self._scratch.device != x.device:
             self._scratch = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
         return moments(x, self._scratch)
-
-
-def _called(step: PlainStep) -> str:
-    """Name of the module that a step calls, or nothing."""
-    return str(step.node.target) if step.node.op == "call_module" else ""
-
-
-def _input(step: PlainStep) -> fx.Node:
-    """What a step reads first."""
-    return step.node.all_input_nodes[0]
 
 
 def affine(norm: BatchNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -165,7 +165,7 @@ class Program:
     def _with_deaths(self, steps: list[LayerStep | PlainStep]) -> list[LayerStep | PlainStep]:
         last: dict[fx.Node, int] = {}
         for place, step in enumerate(steps):
-            for node in _reads(step):
+            for node in reads(step):
                 last[node] = place
         kept = set(_nodes_in(self.result))
         dying: dict[int, list[fx.Node]] = {}
@@ -192,9 +192,34 @@ def run_plain(node: fx.Node, values: Mapping[fx.Node, Any], modules: Callable[[s
     return target(*args, **kwargs)
 
 
+def copied(values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """Values that steps may change in place while the given ones stay."""
+    return {node: _clone(value) for node, value in values.items()}
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return type(value)(map(_clone, value)) if type(value) in (tuple, list) else value
+
+
+def reads(step: LayerStep | PlainStep) -> list[fx.Node]:
+    """Nodes whose values a step reads."""
+    if isinstance(step, PlainStep):
+        return list(step.node.all_input_nodes)
+    return [step.source] if step.residual is None else [step.source, step.residual]
+
+
+def called_module(step: LayerStep | PlainStep) -> str:
+    """Name of the layer, or of the module that is called; empty for anything else."""
+    if isinstance(step, LayerStep):
+        return step.name
+    return str(step.node.target) if step.node.op == "call_module" else ""
+
+
 def _changed_too_early(steps: list[LayerStep | PlainStep]) -> fx.Node | None:
     """An addition done in place in a value that a later step still reads, or None."""
-    last = {node: place for place, step in enumerate(steps) for node in _reads(step)}
+    last = {node: place for place, step in enumerate(steps) for node in reads(step)}
     for place, step in enumerate(steps):
         residual = step.residual if isinstance(step, LayerStep) else None
         if residual is not None and last[residual] > place:
@@ -210,12 +235,6 @@ def _chain(step: LayerStep) -> set[fx.Node]:
 
 def _target(step: LayerStep | PlainStep) -> fx.Node:
     return step.target if isinstance(step, LayerStep) else step.node
-
-
-def _reads(step: LayerStep | PlainStep) -> list[fx.Node]:
-    if isinstance(step, PlainStep):
-        return list(step.node.all_input_nodes)
-    return [step.source] if step.residual is None else [step.source, step.residual]
 
 
 def _nodes_in(argument: Any) -> list[fx.Node]:
