@@ -19,8 +19,9 @@ import numpy as np
 from compress_env.observations.arrays import GraphArrays
 from compress_env.observations.interface import ObservationContext, ObservedState
 from compress_env.observations.layer import GLOBAL_COLUMNS, LayerObservation, global_values
-from compress_env.observations.motifs import KINDS, Hierarchy, Motif, find_motifs
+from compress_env.observations.motifs import Hierarchy, Motif, find_motifs
 from compress_env.observations.schema import EdgeType, GraphSchema, NodeType
+from compress_env.observations.value_flow import KINDS
 
 STATE_COLUMNS = (
     "is_input",
