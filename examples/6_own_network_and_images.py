@@ -11,6 +11,7 @@ compress yours, keep the second half: any CNN that torch.fx can trace will do.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -79,6 +80,8 @@ parser.add_argument("--out", type=Path, help="folder to write to; by default a t
 args = parser.parse_args()
 temporary = tempfile.TemporaryDirectory()  # goes with the program
 out = args.out or Path(temporary.name)
+if args.out is None:  # decoded images are kept in a cache, which is of no use here
+    os.environ["COMPRESS_ENV_CACHE"] = temporary.name
 torch.manual_seed(0)
 
 pictures = out / "pictures"
