@@ -136,7 +136,8 @@ def latency(
     ] = None,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures too.", show_default="no")
+        Path | None,
+        typer.Option("--json", help="File for the figures.", show_default="RUN/latency.json"),
     ] = None,
     data_root: _DataRoot = None,
 ) -> None:
@@ -150,14 +151,13 @@ def latency(
             sizes = parse_counts("batch_sizes", batch_sizes)
             found = find_run(run).moved(data_root, "cpu")
             engines = None if engine is None else [engine]
-            report = time_run(found, sizes, repeats, threads, engines, memory, json_file)
+            report, written = time_run(found, sizes, repeats, threads, engines, memory, json_file)
     except KeyboardInterrupt:
         raise interrupted("the same command") from None
     if found.compressed is None:
         OUT.print("The plan's network is not fine-tuned: see compress-agents finetune.")
     OUT.print(as_text(report), markup=False, highlight=False, soft_wrap=True)
-    if json_file is not None:
-        OUT.print(f"Written to {json_file}", markup=False, soft_wrap=True)
+    OUT.print(f"Written to {written}", markup=False, soft_wrap=True)
 
 
 @app.command("latency-table")

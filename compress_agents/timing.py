@@ -56,7 +56,7 @@ def time_run(
     engines: Sequence[str] | None = None,
     memory: bool = True,
     json_file: Path | None = None,
-) -> LatencyReport:
+) -> tuple[LatencyReport, Path]:
     """Export a run's network and the dense one, and time them against each other.
 
     Args:
@@ -66,12 +66,17 @@ def time_run(
         threads: threads per pass; None: as many as there are cores.
         engines: some of `compress_env.latency.ENGINES`; None: those that are installed.
         memory: measure peak memory too.
-        json_file: gets the report.
+        json_file: gets the report; None: `latency.json` where the run is.
+
+    Returns:
+        The report, and the file that it was written to.
 
     Raises:
         ValueError: an argument is not allowed, or the network cannot be exported.
         ImportError: a package is missing.
     """
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ValueError(f"json: there is no folder {json_file.parent}")
     task = found.task()
     network, plan = found.network(task)
     shape, images = task.graph.input_shape, task.calibration.images.cpu()
@@ -85,10 +90,10 @@ def time_run(
             report = measure_latency(
                 files, batch_sizes, repeats, threads, engines, memory, progress=bar.show
             )
-    if json_file is not None:
-        about = {"network": task.network_name, "input_shape": list(shape)}
-        write_json(json_file, {**about, **asdict(report)})
-    return report
+    about = {"network": task.network_name, "input_shape": list(shape)}
+    written = json_file or found.folder / "latency.json"
+    write_json(written, {**about, **asdict(report)})
+    return report, written
 
 
 class _Bar:
