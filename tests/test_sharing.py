@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import nn
 
+from benchmarks.memory import SampledEngine, growth, growth_per_step
 from compress_agents import environments
 from compress_agents.config import TrainingConfig
 from compress_agents.environments import make_environment, make_vector_environment
@@ -155,3 +157,11 @@ def test_test_images_are_taken_in_parts(
     assert len(parts.logits) == len(parts.labels) == 360
     assert torch.equal(parts.predictions, whole.predictions)
     assert torch.equal(parts.labels, whole.labels)
+
+
+@pytest.mark.slow
+def test_many_steps_need_no_more_memory() -> None:
+    engine = partial(SampledEngine, cache_bytes=1 << 22)
+    # The evaluator's own cache is full after some 2,600 plans.
+    found = growth(12_000, engine=engine)
+    assert growth_per_step(found) < 500

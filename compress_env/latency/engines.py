@@ -209,7 +209,8 @@ def peak_memory(engine: str, path: str | os.PathLike[str], batch: int, threads: 
     return int(json.loads(result.stdout)["peak_bytes"])
 
 
-def _peak_of_this_process() -> int:
+def own_peak_memory() -> int:
+    """Peak resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():  # not `getrusage`, which counts what the parent had before `exec`
         lines = status.read_text().splitlines()
@@ -224,4 +225,4 @@ if __name__ == "__main__":
     opened = open_session(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     for _ in range(3):
         opened.run(opened.example())
-    print(json.dumps({"peak_bytes": _peak_of_this_process()}))
+    print(json.dumps({"peak_bytes": own_peak_memory()}))
