@@ -113,6 +113,22 @@ AGENTS: dict[str, AgentEntry] = {
         "DDPG with the graph network",
         "Lillicrap et al., 2016; Stable-Baselines3",
     ),
+    "gnn-rl": AgentEntry(
+        "compress_agents.gnn_rl:GNNRL",
+        "PPO with m-GNN, which embeds every motif of the network once",
+        "GNN-RL, Yu et al., ICML 2022",
+    ),
+    "gnn-rl-paper": AgentEntry(
+        "compress_agents.gnn_rl:GNNRL",
+        "the same with the settings of the paper and its released code",
+        "GNN-RL, Yu et al., ICML 2022",
+        {"update_interval": 100, "learning_rate": 3e-4, "action_std": 0.5, "clip_range": 0.2},
+    ),
+    "gnn-rl-ddpg": AgentEntry(
+        "compress_agents.gnn_rl:GNNRLWithDDPG",
+        "DDPG with m-GNN, which the paper compares PPO with",
+        "GNN-RL, Yu et al., ICML 2022",
+    ),
     "channel-gcn": AgentEntry(
         "compress_agents.channel_agent:ChannelAgent",
         "REINFORCE; graph convolutions over the channels of a layer choose which stay",

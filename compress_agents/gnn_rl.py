@@ -1,0 +1,51 @@
+"""GNN-RL (Yu, Mazaheri and Jannesari, ICML 2022): PPO or DDPG with m-GNN on the two-level graph.
+
+Hidden states and embeddings of 50 and a head of 200 are the paper's. The defaults of the algorithms
+are this project's, for searches of a few hundred evaluations; the agent ``gnn-rl-paper`` has those
+of the paper's released code. The paper's task is ``metric="macs", bits=[32]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from compress_agents.mgnn import MGNN_PRESET
+from compress_agents.off_policy import DDPGAgent
+from compress_agents.ppo import PPOAgent
+
+__all__ = ["GNNRL", "GNNRLWithDDPG"]
+
+
+@dataclass(kw_only=True)
+class GNNRL(PPOAgent):
+    """PPO with an m-GNN each for actor and critic."""
+
+    environment: ClassVar[Mapping[str, Any]] = {"observation": "hierarchical"}
+
+    def policy(self, layer_by_layer: bool) -> tuple[Any, dict[str, Any]]:
+        """See `PPOAgent`."""
+        keywords = dict(MGNN_PRESET["ppo"]["policy_kwargs"])
+        del keywords["log_std_init"]  # follows `action_std`
+        return "MultiInputPolicy", keywords
+
+
+@dataclass(kw_only=True)
+class GNNRLWithDDPG(DDPGAgent):
+    """DDPG with an m-GNN each for actor and critic, which the paper compares PPO with.
+
+    Args:
+        encoder: has no effect.
+    """
+
+    environment: ClassVar[Mapping[str, Any]] = {"observation": "hierarchical"}
+
+    def algorithm(
+        self, keywords: dict[str, Any], std: float, noise: NormalActionNoise
+    ) -> OffPolicyAlgorithm:
+        """See `OffPolicyAgent`."""
+        return super().algorithm({**keywords, **MGNN_PRESET["ddpg"]}, std, noise)
