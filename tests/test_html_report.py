@@ -157,11 +157,9 @@ def test_an_earlier_report_is_shown_with_the_data_at_hand(
     shutil.copytree(runs[0], tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     report = folder.read_report() or {}
-    write_json(folder.report, {k: v for k, v in report.items() if k not in ("input_shape",)})
+    del report["input_shape"]
+    write_json(folder.report, report)
     assert network_rows(read_run(folder.path).graph) == network_rows(read_run(runs[0]).graph)
-
-
-# -- figures -------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 2000), st.data())
@@ -262,9 +260,6 @@ def test_the_picture_has_the_edges_of_the_layer_graph(name: str) -> None:
     for lane in lanes:
         taken[lane.place, lane.source : lane.readers[-1]] += 1
     assert taken.max(initial=0) <= 1
-
-
-# -- colours -------------------------------------------------------------------------------------
 
 
 def luminance(colour: str) -> float:
