@@ -15,6 +15,8 @@ from compress_agents.config import TrainingConfig
 from compress_agents.figures import draw_figures
 from compress_agents.records import Record
 from compress_agents.runs import RunFolder, write_json
+from compress_env.actions import ActionDecoder
+from compress_env.complexity import LATENCY
 from compress_env.env import JointPruneQuantEnv
 from compress_env.plan import CompressionPlan
 
@@ -62,7 +64,15 @@ def measure(env: JointPruneQuantEnv, plan: CompressionPlan) -> dict[str, Any]:
         "num_test_images": len(task.splits.test),
         "num_search_images": len(task.search.labels),
         "first_last_bits": env.decoder.fixed_bits,
+        **_latencies(env.decoder, plan),
     }
+
+
+def _latencies(decoder: ActionDecoder, plan: CompressionPlan) -> dict[str, float]:
+    """Milliseconds of the plan and of the dense network, if that is what the search reduces."""
+    if decoder.metric != LATENCY:
+        return {}
+    return {"latency_ms": decoder.cost_of_plan(plan), "dense_latency_ms": decoder.dense_cost}
 
 
 def describe(env: JointPruneQuantEnv) -> dict[str, Any]:
@@ -174,7 +184,10 @@ def report_table(report: dict[str, Any], title: str) -> Table:
         ("BOPs", "bops", "M", 1e6),
         ("parameters", "params", "k", 1e3),
         ("size", "size_bits", "KiB", 8 * 1024),
+        ("layers, by the table", "latency_ms", "ms", 1.0),
     ):
+        if name not in report:
+            continue
         table.add_row(
             label,
             f"{report[f'dense_{name}'] / scale:.2f} {unit}",

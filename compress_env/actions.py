@@ -289,8 +289,7 @@ class ActionDecoder:
 
     def reduction(self, plan: CompressionPlan) -> float:
         """Share of the dense network's cost that a plan saves, in the metric."""
-        bits = np.stack([plan.weight_bits, plan.activation_bits], axis=1)
-        return reduction(self._cost(plan.kept_atoms(self.graph), bits), self.dense_cost)
+        return reduction(self.cost_of_plan(plan), self.dense_cost)
 
     def _metric_cost(self, kept: np.ndarray, bits: np.ndarray) -> float:
         return float(self.costs.count(kept, bits[:, 0], bits[:, 1]).of(self.metric))

@@ -334,7 +334,10 @@ def test_a_table_is_measured_once_and_searched_with(
     report = json.loads((run / "report.json").read_text())
     assert report["metric"] == "latency"
     assert report["reduction"] == pytest.approx(info["reduction"])
-    assert "latency reduction" in ran("evaluate", run)
+    again = ran("evaluate", run)
+    assert "latency reduction" in again
+    line = next(line for line in again.splitlines() if "by the table" in line)
+    assert f"{dense:.2f} ms" in line and f"{info['latency_ms']:.2f} ms" in line
 
 
 def test_a_table_is_resumed_and_not_measured_twice(
