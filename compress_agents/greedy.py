@@ -24,9 +24,10 @@ __all__ = ["Greedy"]
 class Greedy:
     """One layer at a time: least loss per saved cost first (the idea of HAWQ, Dong et al., 2019).
 
-    From the largest plan, whatever loses least per saved cost is lowered, until the target is met.
-    What remains of the evaluations goes to plans around the best one: a few random steps, then
-    back onto the budget in the same greedy way, with sensitivities that are changed at random.
+    What a step of one bit-width loses is measured around uniform bits. From the largest plan,
+    whatever loses least per saved cost is lowered, until the target is met. What remains of the
+    evaluations goes to plans around the best one: a few random steps, then back onto the budget in
+    the same greedy way, with sensitivities that are changed at random.
 
     Args:
         probing: share of the evaluations for measuring sensitivities, above 0 and below 1.
@@ -52,15 +53,15 @@ class Greedy:
         """See `compress_agents.agents.Agent`."""
         generator = np.random.default_rng(seed)
         space = search_space(env)
-        drops = measure_losses(env, space, int(evaluations * self.probing))
-        best = lower_to_budget(space, space.losses(drops), space.start)
-        reward = env.measure(space.plan(best)).reward
-        seen = {best.tobytes()}
+        drops, reward = measure_losses(env, space, int(evaluations * self.probing))
+        best = space.base
+        state = lower_to_budget(space, space.losses(drops), space.start)
+        seen = {best.tobytes(), state.tobytes()}
         while True:
-            state = self._neighbour(space, drops, best, generator, seen)
             found = env.measure(space.plan(state)).reward
             if found >= reward:
                 best, reward = state, found
+            state = self._neighbour(space, drops, best, generator, seen)
 
     def _neighbour(
         self,

@@ -195,7 +195,9 @@ class _Learner:
             action: Array = mean
             return action
         low, high = (-1 - mean) / std, (1 - mean) / std
-        drawn = truncnorm.rvs(low, high, loc=mean, scale=std, random_state=self.generator)
+        drawn = truncnorm.rvs(
+            low, high, loc=mean, scale=std, size=mean.shape, random_state=self.generator
+        )
         return np.asarray(drawn, np.float32)
 
     def remember(self, states: list[Array], actions: list[Array], reward: float) -> None:

@@ -117,10 +117,10 @@ class OffPolicyAgent(StableBaselinesAgent):
 
     warm_up: int = 50
     batch_size: int = 32
-    gradient_steps: int = 2
-    learning_rate: float = 1e-3
+    gradient_steps: int = 1
+    learning_rate: float = 3e-4
     action_std: float = 0.1
-    reach: float = 0.5
+    reach: float = 0.3
     encoder: str = "typed"
 
     def __post_init__(self) -> None:
@@ -185,7 +185,7 @@ class SACAgent(OffPolicyAgent):
         entropy: its weight; rewards are in hundredths.
     """
 
-    entropy: float = 0.01
+    entropy: float = 0.001
 
     def algorithm(
         self, keywords: dict[str, Any], std: float, noise: NormalActionNoise

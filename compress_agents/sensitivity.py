@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compress_agents.measuring import Measurement, unwrap
+from compress_agents.measuring import unwrap
 from compress_env.actions import ActionDecoder, Choice
 from compress_env.plan import CompressionPlan
 
@@ -37,15 +37,17 @@ class Unit:
         index: of the layer or the group.
         levels: for each of two axes what its options stand for, largest first: bits of weights
             and of activations, or kept channels and nothing.
-        noise: for each axis float (options,), how much an option disturbs the network, 1 for the
-            probe.
-        probes: for each axis the option at which the loss is measured.
+        noise: for each axis float (options,), how much an option disturbs the network, in units
+            of the difference between base and probe.
+        base: for each axis the option of the base plan.
+        probes: for each axis the option next to it at which the loss is measured.
         costs: float (options, options), cost of the network with everything else at its largest.
     """
 
     index: int
     levels: tuple[State, State]
     noise: tuple[Floats, Floats]
+    base: tuple[int, int]
     probes: tuple[int, int]
     costs: Floats
 
@@ -80,6 +82,11 @@ class Space:
     def start(self) -> State:
         """Everything at its largest."""
         return np.zeros((len(self.units), 2), dtype=np.int64)
+
+    @property
+    def base(self) -> State:
+        """The base plan: uniform bits, or a uniform share of channels."""
+        return np.array([unit.base for unit in self.units], dtype=np.int64)
 
     @property
     def end(self) -> State:
@@ -141,33 +148,30 @@ def search_space(env: Any) -> Space:
 def _layer(decoder: ActionDecoder, largest: Choice, index: int) -> Unit:
     down = decoder.allowed[::-1].copy()
     levels = [down if decoder.paid[axis] else down[:1] for axis in (0, 1)]
-    noise, probes = [], []
-    for axis in (0, 1):
-        below = np.flatnonzero(levels[axis] < decoder.base.bits[index, axis])
-        probe = int(below[0]) if below.size else len(levels[axis]) - 1
-        # An error of uniform rounding has a quarter of the power with every further bit.
-        noise.append(4.0 ** (levels[axis][probe] - levels[axis].astype(float)))
-        probes.append(probe)
+    base = [
+        int(np.argmin(np.abs(levels[axis] - decoder.base.bits[index, axis]))) for axis in (0, 1)
+    ]
+    # An error of uniform rounding has a quarter of the power with every further bit.
+    noise = [4.0 ** -levels[axis].astype(float) for axis in (0, 1)]
 
     def cost(row: int, column: int) -> float:
         bits = largest.bits.copy()
         bits[index] = levels[0][row], levels[1][column]
         return decoder.cost_of(Choice(largest.counts, bits))
 
-    return _unit(index, levels, noise, probes, cost)
+    return _unit(index, levels, noise, base, cost)
 
 
 def _group(decoder: ActionDecoder, largest: Choice, index: int) -> Unit:
     size, multiple = int(decoder.sizes[index]), int(decoder.multiples[index])
-    counts = [size] + [
+    usual = int(decoder.base.counts[index])
+    counts = {usual, size} | {
         min(max(multiple, round(size * share / multiple) * multiple), size)
         for share in _KEPT_SHARES
-    ]
-    kept = np.array(sorted(set(counts), reverse=True), dtype=np.int64)
-    removed = 1.0 - kept / size
-    probe = int(np.argmin(np.abs(removed - 0.5)))
+    }
+    kept = np.array(sorted(counts, reverse=True), dtype=np.int64)
     # What the least important channels carry grows about with the square of their number.
-    noise = (removed / max(removed[probe], 1e-9)) ** 2
+    noise = (1.0 - kept / size) ** 2
 
     def cost(row: int, _: int) -> float:
         less = largest.counts.copy()
@@ -175,50 +179,69 @@ def _group(decoder: ActionDecoder, largest: Choice, index: int) -> Unit:
         return decoder.cost_of(Choice(less, largest.bits))
 
     one = np.zeros(1, dtype=np.int64)
-    return _unit(index, [kept, one], [noise, np.zeros(1)], [probe, 0], cost)
+    return _unit(index, [kept, one], [noise, np.zeros(1)], [int(np.argmax(kept == usual)), 0], cost)
 
 
 def _unit(
     index: int,
     levels: Sequence[State],
     noise: Sequence[Floats],
-    probes: Sequence[int],
+    base: Sequence[int],
     cost: Callable[[int, int], float],
 ) -> Unit:
+    probes, scaled = [], []
+    for axis in (0, 1):
+        last = len(levels[axis]) - 1
+        # One step down or, from the lowest, one step up.
+        probe = base[axis] + 1 if base[axis] < last else max(base[axis] - 1, 0)
+        between = noise[axis][probe] - noise[axis][base[axis]]
+        probes.append(probe)
+        scaled.append(noise[axis] / (abs(between) or 1.0))
     shape = (len(levels[0]), len(levels[1]))
     costs = np.array([[cost(row, column) for column in range(shape[1])] for row in range(shape[0])])
-    return Unit(index, (levels[0], levels[1]), (noise[0], noise[1]), (probes[0], probes[1]), costs)
+    return Unit(
+        index,
+        (levels[0], levels[1]),
+        (scaled[0], scaled[1]),
+        (base[0], base[1]),
+        (probes[0], probes[1]),
+        costs,
+    )
 
 
-def measure_losses(env: Any, space: Space, evaluations: int) -> Floats:
-    """What the reward loses when one thing is lowered and all else is at its largest.
+def measure_losses(env: Any, space: Space, evaluations: int) -> tuple[Floats, float]:
+    """What the reward loses when one thing is lowered a step and all else is as in the base plan.
 
-    Where there are more things than evaluations, neighbours are lowered together and share what
-    they lose.
+    At the base plan, and not at the largest one, because there everything else disturbs the network
+    about as much as it will in the end. Where there are more things than evaluations, neighbours
+    are lowered together and share what they lose.
 
     Args:
         env: the measured environment.
         space: of its task.
-        evaluations: how many to spend, the one without loss included; below 2 nothing is measured.
+        evaluations: how many to spend, that of the base plan included; at least 1.
 
     Returns:
-        Float (axes,), above 0; all equal where nothing was measured.
+        Float (axes,), above 0, all equal where nothing was measured; and the base plan's reward.
     """
     axes = space.axes
     drops = np.ones(len(axes))
-    if evaluations < 2 or not axes:
-        return drops
-    whole: Measurement = env.measure(space.plan(space.start))
-    for block in np.array_split(np.arange(len(axes)), min(evaluations - 1, len(axes))):
-        state = space.start
+    reward: float = env.measure(space.plan(space.base)).reward
+    blocks = min(evaluations - 1, len(axes))
+    if blocks < 1:
+        return drops, reward
+    for block in np.array_split(np.arange(len(axes)), blocks):
+        state, signs = space.base, 0
         for place, axis in (axes[index] for index in block):
-            state[place, axis] = space.units[place].probes[axis]
-        lost = whole.reward - env.measure(space.plan(state)).reward
-        drops[block] = lost / len(block)
-    # What lost nothing, by chance, is not free: a little less than the least that was seen.
+            unit = space.units[place]
+            state[place, axis] = unit.probes[axis]
+            signs += int(np.sign(unit.probes[axis] - unit.base[axis]))
+        lost = reward - env.measure(space.plan(state)).reward
+        drops[block] = lost * np.sign(signs) / len(block)
+    # What lost nothing, by chance, is not free: half of the least that was seen.
     least = drops[drops > 0].min(initial=1.0)
     positive: Floats = np.maximum(drops, least / 2)
-    return positive
+    return positive, reward
 
 
 def lower_to_budget(space: Space, losses: Sequence[Floats], state: State) -> State:
