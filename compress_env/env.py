@@ -26,6 +26,7 @@ from compress_env.plan import CompressionPlan
 from compress_env.rendering import draw_plan, layer_table
 from compress_env.rewards import MISSED_TARGET_REWARD, REWARDS, Reward
 from compress_env.spaces import GraphSpace
+from compress_env.step_evaluation import StepEvaluation, check_step_evaluation
 from compress_env.task import CompressionTask, EngineFactory
 
 STEP_MODES = ("network", "layer")
@@ -90,6 +91,9 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
     0 before the episode ends; at the end the accuracy on the search split (or what `reward` says);
     -1 if the episode ends without having met the target. Test images are never looked at.
 
+    With `dense_reward` every step is paid what `reward` gives for the plan so far, less what the
+    steps before were paid, so that the rewards of an episode add up to the same as without.
+
     ## Starting state
 
     The dense network: every channel, 32 bits.
@@ -109,6 +113,12 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
     Every step: `reduction`, `macs`, `bops`, `params`, `size_bits`, `target_met`, and with
     `metric="latency"` also `latency_ms`. When the plan was evaluated also `accuracy`,
     `accuracy_drop`. At the end of an episode `plan` (`CompressionPlan`).
+
+    With `evaluate_every_step` the plan is evaluated at every step: layers that are decided have
+    their bits, groups that are decided their channels, all others are dense and in float32. Before
+    the end `accuracy` is that of this plan on the first `step_images` images of the search split,
+    calibrated on the first `step_images` calibration images, and `accuracy_drop` is against the
+    dense network on the same images. At the end both are as always: all images.
 
     ## Arguments
 
@@ -135,6 +145,10 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             (`"count"`) or which (`"choice"`).
         observation: `"layer"`, `"hierarchical"`, `"channel"`, or a callable that makes one, see
             `compress_env.observations`.
+        evaluate_every_step: in `"layer"` mode, whether every step's information holds the accuracy
+            of the plan so far. A `"fast"` engine computes only what is new since the step before.
+        step_images: images that steps before the last are evaluated on, and calibrated on.
+        dense_reward: with `evaluate_every_step`, whether steps before the last are paid as well.
         max_steps: steps of an episode in `"network"` mode, at least 1.
         project_to_budget: whether an action of `"network"` mode is moved onto the budget.
         importance: which channels stay: `"l1"`, `"l2"`, `"geometric_median"`, `"norm_scale"`,
@@ -164,6 +178,8 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}  # noqa: RUF012
+    _paid: float
+    _over: bool
 
     def __init__(
         self,
@@ -179,6 +195,9 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         step_mode: str = "network",
         channel_action: str = "count",
         observation: str | ObservationFactory = "layer",
+        evaluate_every_step: bool = False,
+        step_images: int = 32,
+        dense_reward: bool = False,
         max_steps: int = 10,
         project_to_budget: bool = True,
         importance: str | Importance = "l1",
@@ -216,6 +235,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
                 f"observation must be one of {', '.join(OBSERVATIONS)}, or a callable, "
                 f"not '{observation}'"
             )
+        check_step_evaluation(evaluate_every_step, step_images, dense_reward, step_mode)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be 'ansi' or 'rgb_array', not '{render_mode}'")
         check_arguments(target_reduction, metric, bits, first_last_bits, channel_multiple)
@@ -261,6 +281,12 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         )
         # An attribute, so that a search can put a memory of known plans in front of it.
         self.appraise: Callable[[CompressionPlan], Appraisal] = self._appraise
+        self.step_evaluation = (
+            StepEvaluation(self.task, step_images, self.reward_function)
+            if evaluate_every_step
+            else None
+        )
+        self.dense_reward = dense_reward
         self.layers_to_decide = len(self.task.graph.layers)
         self.chooses_channels = channel_action == "choice"
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (self._action_size(),), np.float32)
@@ -306,7 +332,10 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
 
         Raises:
             ValueError: the action has another shape, or holds NaN or infinities.
+            RuntimeError: the episode is over.
         """
+        if self._over:
+            raise RuntimeError("the episode is over: call reset() before the next step()")
         values = self._check_action(action)
         if self.step_mode == "layer":
             terminated, truncated = self._step_layer(values)
@@ -322,7 +351,15 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             reward = appraisal.reward
         elif truncated:
             reward = MISSED_TARGET_REWARD
-        if terminated or truncated:
+        elif self.step_evaluation is not None:
+            figures, value = self.step_evaluation.evaluate(self._plan, self._steps)
+            info.update(figures)
+            reward = value if self.dense_reward else 0.0
+        if self.dense_reward:
+            reward -= self._paid
+            self._paid += reward
+        self._over = terminated or truncated
+        if self._over:
             info["plan"] = self._plan
         return self._observe(), reward, terminated, truncated, info
 
@@ -351,6 +388,8 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
 
     def _start(self) -> None:
         self._steps = 0
+        self._paid = 0.0  # what the steps of this episode were paid
+        self._over = False
         self._choice: Choice = self.decoder.dense()
         self._plan = self.decoder.plan(self._choice)
 
@@ -371,14 +410,18 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         return met, done and not met
 
     def _check_action(self, action: np.ndarray) -> np.ndarray:
-        values = np.asarray(action, dtype=np.float64)
+        values = np.asarray(action)
+        if values.dtype.kind not in "fiub":
+            raise ValueError(f"action must be real numbers, not {values.dtype}")
+        values = values.astype(np.float64)
         if values.shape != self.action_space.shape:
             raise ValueError(
                 f"action must have shape {self.action_space.shape}, not {values.shape}"
             )
         if not np.isfinite(values).all():
             raise ValueError("action must be finite: it holds NaN or infinity")
-        return np.clip(values, -1.0, 1.0)
+        clipped: np.ndarray = np.clip(values, -1.0, 1.0)
+        return clipped
 
     # -- observation -------------------------------------------------------------------------
 

@@ -150,6 +150,16 @@ class CompressionTask:
         images = TrainingImages(self.splits, self.spare, self.device)
         return FinetunedEngine(self.graph, self.calibration.images, images, options)
 
+    def new_engine(self, calibration_images: torch.Tensor) -> Engine:
+        """An engine like the task's, for other calibration images.
+
+        Raises:
+            ValueError: the task trains plans before it evaluates them.
+        """
+        if isinstance(self.engine, FinetunedEngine):
+            raise ValueError("evaluate_every_step must be False where finetune_steps is not 0")
+        return self._engine_factory(self.graph, calibration_images)
+
     def _labelled(
         self,
         images: np.ndarray,

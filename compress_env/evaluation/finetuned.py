@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from compress_env.compression import compress
+from compress_env.evaluation.cache import BoundedCache
 from compress_env.evaluation.networks import run_network
 from compress_env.finetune_options import FinetuneOptions
 from compress_env.layer_graph import LayerGraph
@@ -38,11 +39,13 @@ class FinetunedEngine:
         self.images, self.options, self.batch_size = images, options, batch_size
         self.teacher = folded_copy(graph)
         self._dense = CompressionPlan.dense(graph).key()
+        # The network trained last, for whoever runs it on several portions of images.
+        self._trained: BoundedCache[torch.nn.Module] = BoundedCache(1)
 
     def logits(self, plan: CompressionPlan, images: torch.Tensor) -> torch.Tensor:
         """Outputs of the plan's network after fine-tuning: float32 (images, classes)."""
         with torch.inference_mode(False), torch.enable_grad():
-            network = self._network(plan)
+            network = self._trained.get(plan.key(), lambda: self._network(plan))
         return run_network(network, images, self.batch_size)
 
     def _network(self, plan: CompressionPlan) -> torch.nn.Module:
