@@ -100,6 +100,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("BOPs", "bops", amount),
     ("parameters", "params", amount),
     ("size", "size_bits", lambda bits: kibibytes(bits / 8)),
+    ("layers, by the latency table", "latency_ms", lambda time: f"{time:.2f} ms"),
 )
 
 
@@ -141,6 +142,8 @@ def figure_table(run: Run) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
         ),
     ]
     for heading, name, write in _COSTS:
+        if name not in report:
+            continue
         dense = report[f"dense_{name}"]
         cells = []
         for column in columns:
