@@ -122,7 +122,14 @@ AGENTS: dict[str, AgentEntry] = {
         "compress_agents.gnn_rl:GNNRL",
         "the same with the settings of the paper and its released code",
         "GNN-RL, Yu et al., ICML 2022",
-        {"update_interval": 100, "learning_rate": 3e-4, "action_std": 0.5, "clip_range": 0.2},
+        {
+            "update_interval": 100,
+            "learning_rate": 3e-4,
+            "action_std": 0.5,
+            "clip_range": 0.2,
+            "discount": 0.99,
+            "entropy": 0.01,
+        },
     ),
     "gnn-rl-ddpg": AgentEntry(
         "compress_agents.gnn_rl:GNNRLWithDDPG",

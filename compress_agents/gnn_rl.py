@@ -8,11 +8,8 @@ of the paper's released code. The paper's task is ``metric="macs", bits=[32]``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
-
-from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from compress_agents.mgnn import MGNN_PRESET
 from compress_agents.off_policy import DDPGAgent
@@ -36,16 +33,11 @@ class GNNRL(PPOAgent):
 
 @dataclass(kw_only=True)
 class GNNRLWithDDPG(DDPGAgent):
-    """DDPG with an m-GNN each for actor and critic, which the paper compares PPO with.
-
-    Args:
-        encoder: has no effect.
-    """
+    """DDPG with an m-GNN each for actor and critic, which the paper compares PPO with."""
 
     environment: ClassVar[Mapping[str, Any]] = {"observation": "hierarchical"}
+    encoder: str = field(default="m-gnn", init=False)
 
-    def algorithm(
-        self, keywords: dict[str, Any], std: float, noise: NormalActionNoise
-    ) -> OffPolicyAlgorithm:
+    def policy_keywords(self) -> dict[str, Any]:
         """See `OffPolicyAgent`."""
-        return super().algorithm({**keywords, **MGNN_PRESET["ddpg"]}, std, noise)
+        return dict(MGNN_PRESET["ddpg"]["policy_kwargs"])

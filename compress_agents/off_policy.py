@@ -128,7 +128,11 @@ class OffPolicyAgent(StableBaselinesAgent):
             raise ValueError("warm_up, batch_size and gradient_steps must be at least 1")
         if not 0 < self.action_std <= 1 or not 0 < self.reach <= 1:
             raise ValueError("action_std and reach must be above 0 and at most 1")
-        extractor_keywords(self.encoder)
+        self.policy_keywords()
+
+    def policy_keywords(self) -> dict[str, Any]:
+        """Stable-Baselines3's ``policy_kwargs``."""
+        return {"net_arch": [_HIDDEN], **extractor_keywords(self.encoder)}
 
     def wrap(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         """See `StableBaselinesAgent`."""
@@ -157,7 +161,7 @@ class OffPolicyAgent(StableBaselinesAgent):
             "tau": 0.02,
             # All that counts is the reward at the end of an episode.
             "gamma": 1.0,
-            "policy_kwargs": {"net_arch": [_HIDDEN], **extractor_keywords(self.encoder)},
+            "policy_kwargs": self.policy_keywords(),
             # DGL's wheel knows the CPU only, and the agent is small.
             "device": "cpu",
         }

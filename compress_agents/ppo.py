@@ -36,6 +36,9 @@ class PPOAgent(StableBaselinesAgent):
         action_std: standard deviation of the first actions.
         clip_range: how far an update may change the probability of an action. With some 50 numbers
             to an action, the usual 0.2 stops an update while it still helps.
+        discount: of later rewards, above 0 and at most 1; all that counts here is the reward at
+            the end of an episode.
+        entropy: weight of the entropy of actions, at least 0.
 
     Raises:
         ValueError: a setting is not allowed.
@@ -46,11 +49,17 @@ class PPOAgent(StableBaselinesAgent):
     learning_rate: float = 1e-3
     action_std: float = 0.1
     clip_range: float = 0.4
+    discount: float = 1.0
+    entropy: float = 0.0
 
     def __post_init__(self) -> None:
         # PPO normalises advantages over an update, which takes two.
         if self.update_interval < 2 or self.update_epochs < 1:
             raise ValueError("update_interval must be at least 2 and update_epochs at least 1")
+        if not 0 < self.discount <= 1 or self.entropy < 0 or self.clip_range <= 0:
+            raise ValueError(
+                "discount must be above 0 and at most 1, entropy at least 0, clip_range above 0"
+            )
 
     @abstractmethod
     def policy(self, layer_by_layer: bool) -> tuple[Any, dict[str, Any]]:
@@ -72,8 +81,8 @@ class PPOAgent(StableBaselinesAgent):
                 n_epochs=self.update_epochs,
                 learning_rate=self.learning_rate,
                 clip_range=self.clip_range,
-                # All that counts is the reward at the end of an episode.
-                gamma=1.0,
+                gamma=self.discount,
+                ent_coef=self.entropy,
                 seed=seed,
                 policy_kwargs={"log_std_init": math.log(self.action_std), **keywords},
                 # DGL's wheel knows the CPU only, and the agent is small.
