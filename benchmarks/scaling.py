@@ -34,11 +34,12 @@ from benchmarks.inner_loop import evaluate_new
 from benchmarks.memory import growth_per_step, measured_growth, peak_of_search
 from benchmarks.scaling_tables import section
 from benchmarks.searches import Source, random_source, timed_search
-from benchmarks.subjects import load_subject, uniform_plan
+from benchmarks.subjects import find_weights, load_subject, uniform_plan
 from benchmarks.tables import replace_section
 from benchmarks.timing import interleaved_seconds
 from compress_agents.environments import make_environment, make_vector_environment
 from compress_agents.runs import read_json, write_json
+from compress_env.data import load_splits
 from compress_env.evaluation import FastEngine
 from compress_env.latency.engines import available_cores
 
@@ -207,10 +208,14 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
         if (value if isinstance(value, int) else len(set(value))) < least:
             parser.error(f"--{name.replace('_', '-')} must have at least {least}")
     try:
+        if options.data_root is not None:
+            load_splits("imagefolder", options.data_root)
+            for network in (SEARCHED, DEEP):
+                find_weights(options.weights_dir, network)
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.results = read_json(options.json) if options.json.exists() else {}
     except (ValueError, OSError) as error:
-        parser.error(f"--json: {error}")
+        parser.error(str(error))
     return options
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,6 +139,8 @@ def _thread_variables(threads: int) -> Iterator[None]:
 
 
 def _map_in_process(folder: str, threads: int) -> gymnasium.Env[Any, Any]:
+    # Control-C reaches all processes at once. The parent then ends this one, when its step is done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What the server has imported stays where it is: looking through it for garbage would write to
     # it, and so copy it.
     gc.freeze()

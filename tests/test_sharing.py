@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -165,3 +169,21 @@ def test_many_steps_need_no_more_memory() -> None:
     # The evaluator's own cache is full after some 2,600 plans.
     found = growth(12_000, engine=engine)
     assert growth_per_step(found) < 500
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_control_c_ends_all_processes_in_peace(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "compress_agents.cli", "train", "--num-envs", "2"]
+    command += ["--search-images", "64", "--evaluations", "100000", "--run-dir", str(run)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (run / "agent.zip").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in errors and "Traceback" not in errors

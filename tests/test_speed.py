@@ -8,19 +8,23 @@ is printed as well; under several processes the plugin switches itself off, and 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import inner_loop, scaling
 from benchmarks.inner_loop import PEER_BATCH, in_batches
 from benchmarks.peer_network import PeerNetwork
 from benchmarks.subjects import Subject, float_floor, load_subject, uniform_plan
+from benchmarks.tables import replace_section
 from benchmarks.timing import fit_line, interleaved_seconds
 from compress_env.env import JointPruneQuantEnv
 from compress_env.evaluation import FastEngine
 from compress_env.evaluation.kernels import integer_kernels
 
+ROOT = Path(__file__).resolve().parent.parent
 IMAGES = 250
 needs_integers = pytest.mark.skipif(
     not integer_kernels().available, reason="this machine has no integer convolution"
@@ -94,3 +98,42 @@ def test_a_line_is_found_and_its_worst_point_told() -> None:
     assert exact.largest_deviation == pytest.approx(0, abs=1e-9)
     bent = fit_line([1, 2, 3], [1.0, 2.0, 4.5])
     assert bent.largest_deviation > 0.1
+
+
+def test_a_table_goes_to_its_place_and_the_rest_stays(tmp_path: Path) -> None:
+    page = tmp_path / "speed.md"
+    page.write_text((ROOT / "docs" / "speed.md").read_text())
+    before = page.read_text()
+    for command in (inner_loop, scaling):
+        replace_section(page, command.SECTION, "| a table |")
+        once = page.read_text()
+        replace_section(page, command.SECTION, "| a table |")
+        assert page.read_text() == once
+    assert once.count("| a table |") == 2
+    assert [line for line in once.splitlines() if line.startswith("#")] == [
+        line for line in before.splitlines() if line.startswith("#")
+    ]
+    with pytest.raises(ValueError, match="begin elsewhere"):
+        replace_section(page, "elsewhere", "| a table |")
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "told"),
+    [
+        (inner_loop, ["--networks", "resnet21"], "resnet21"),
+        (inner_loop, ["--images", "0"], "--images must be at least 1"),
+        (inner_loop, ["--markdown", "nowhere.md"], "nowhere.md"),
+        (inner_loop, ["--networks", "resnet20", "--weights-dir", "nowhere"], "nowhere"),
+        (scaling, ["--depths", "20", "21"], "not 21"),
+        (scaling, ["--image-counts", "20"], "--image-counts must have at least 2"),
+        (scaling, ["--data-root", "nowhere"], "belong together"),
+        (scaling, ["--data-root", "nowhere", "--weights-dir", "."], "data_root nowhere"),
+    ],
+)
+def test_who_mistypes_is_told(
+    command: Any, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(words)
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
