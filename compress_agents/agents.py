@@ -28,10 +28,12 @@ ENTRY_POINTS = "compress_agents.agents"
 class Agent(Protocol):
     """What finds plans.
 
-    It may also have these two, which are looked for by name:
+    It may also have these three, which are looked for by name:
 
-    `environment`, a mapping: arguments of the environment that the agent cannot do without, such
-    as ``{"step_mode": "layer"}``. `save(path)`: writes what was learned, at the end of a run.
+    - `environment`, a mapping: arguments of the environment that the agent cannot do without, such
+      as ``{"step_mode": "layer"}``;
+    - `check(env)`: raises `ValueError` before a run begins in an environment that it cannot act in;
+    - `save(path)`: writes what was learned, at the end of a run.
     """
 
     def search(self, env: Any, seed: int, evaluations: int) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from compress_agents.layer_ddpg import LayerDDPG, Walk
 from compress_agents.measuring import unwrap
 from compress_env.actions import ActionDecoder, Choice
+from compress_env.env import JointPruneQuantEnv
 from compress_env.wrappers import PaddedGraph
 
 __all__ = ["HAQ", "lower_in_turn"]
@@ -26,11 +27,17 @@ class HAQ(LayerDDPG):
     much is lowered in turn, one bit at a time, until the target is met. An action is a step away
     from uniform bits, as everywhere in the environment, where the paper's is a bit-width.
 
-    Raises:
-        ValueError: by `search`, where bits are not to be chosen, or cannot meet the target.
     """
 
     environment: ClassVar[Mapping[str, Any]] = {"step_mode": "network", "observation": "layer"}
+
+    def check(self, env: JointPruneQuantEnv) -> None:
+        """See that bits alone can meet the target.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        lower_in_turn(env.decoder, env.decoder.bits_of(-np.ones((len(env.decoder.fixed), 2))))
 
     def play(self, env: Any, walk: Walk) -> float:
         """See `LayerDDPG`."""
@@ -64,8 +71,8 @@ def lower_in_turn(decoder: ActionDecoder, bits: npt.NDArray[np.int64]) -> Choice
         places = np.argwhere((choice.bits > lowest) & ~decoder.fixed[:, None] & decoder.paid)
         if not len(places):
             raise ValueError(
-                "agent haq chooses bits alone, which cannot meet target_reduction "
-                f"{decoder.target_reduction} in {decoder.metric} here"
+                f"target_reduction {decoder.target_reduction} in {decoder.metric} cannot be met by "
+                "bits alone, which is all that agent haq chooses"
             )
         for layer, kind in places:
             at = int(np.searchsorted(decoder.allowed, choice.bits[layer, kind]))

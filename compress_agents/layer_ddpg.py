@@ -201,17 +201,13 @@ class _Learner:
         return np.asarray(drawn, np.float32)
 
     def remember(self, states: list[Array], actions: list[Array], reward: float) -> None:
-        """Keep an episode; every decision is paid the reward, in hundredths above the average."""
-        if self.average is None:
-            self.average = reward
-        self.average = 0.95 * self.average + 0.05 * reward
-        paid = float(np.clip(100 * (reward - self.average), -_LARGEST_REWARD, _LARGEST_REWARD))
+        """Keep an episode; every decision is paid the reward at its end, in hundredths."""
         following = [*(after for _, after in pairwise(states)), np.zeros_like(states[0])]
         for place, (state, action, after) in enumerate(
             zip(states, actions, following, strict=True)
         ):
             goes_on = float(place + 1 < len(states))
-            self.memory.append((state, action, paid, after, goes_on))
+            self.memory.append((state, action, 100 * reward, after, goes_on))
 
     def update(self) -> None:
         """One gradient step of critic and actor, and of their copies that make the targets."""
@@ -220,6 +216,11 @@ class _Learner:
         states, actions, paid, after, goes_on = (
             torch.from_numpy(np.asarray(column, np.float32)) for column in columns
         )
+        # Subtracted here, so that old rewards and new ones count against the same average.
+        mean = float(paid.mean())
+        self.average = mean if self.average is None else (self.average + mean) / 2
+        # A plan that breaks the network must not drown what all others say.
+        paid = (paid - self.average).clamp(-_LARGEST_REWARD, _LARGEST_REWARD)
         with torch.no_grad():
             later = self.target.value(after, self.target.act(after))[:, 0]
             wanted = paid + goes_on * later

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -29,6 +29,7 @@ from compress_env.wrappers import PaddedGraph
 __all__ = ["DDPGAgent", "SACAgent", "TD3Agent"]
 
 _HIDDEN = 64
+_LARGEST_BUFFER = 10_000
 _LARGEST_REWARD = 10.0
 _SMALL = 0.01
 
@@ -122,6 +123,8 @@ class OffPolicyAgent(StableBaselinesAgent):
     action_std: float = 0.1
     reach: float = 0.3
     encoder: str = "typed"
+    _steps: int = field(default=1, init=False, repr=False)
+    _steps_in_all: int = field(default=1, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.warm_up, self.batch_size, self.gradient_steps) < 1:
@@ -142,7 +145,7 @@ class OffPolicyAgent(StableBaselinesAgent):
         """See `compress_agents.agents.Agent`; the first evaluation is that of uniform bits."""
         inner = unwrap(env)
         self._steps = inner.layers_to_decide if inner.step_mode == "layer" else 1
-        self._evaluations = evaluations
+        self._steps_in_all = evaluations * self._steps
         super().search(env, seed, max(evaluations - 1, 1))
 
     def build(self, env: VecEnv, seed: int, layer_by_layer: bool) -> OffPolicyAlgorithm:
@@ -153,7 +156,7 @@ class OffPolicyAgent(StableBaselinesAgent):
             "seed": seed,
             "learning_rate": self.learning_rate,
             # What is gathered in a search fits, however long an observation is.
-            "buffer_size": min(self._evaluations * self._steps, 10_000),
+            "buffer_size": min(self._steps_in_all, _LARGEST_BUFFER),
             "learning_starts": self.warm_up * self._steps,
             "batch_size": self.batch_size,
             "gradient_steps": self.gradient_steps,

@@ -55,6 +55,9 @@ class Run(ABC):
         self.folder.check(config, resume)
         self.needs = dict(getattr(self.agent, "environment", {}))
         self.env = make_environment(config, self.needs)
+        check = getattr(self.agent, "check", None)
+        if check is not None:
+            check(self.env)
         self.record = Record(self.folder)
         self.folder.claim(config)
 

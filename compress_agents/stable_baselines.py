@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from compress_agents.encoders import ENCODERS
 from compress_agents.extractors import DGLFeaturesExtractor, FlatFeaturesExtractor
 from compress_agents.measuring import unwrap
+from compress_env.env import JointPruneQuantEnv
 from compress_env.wrappers import PaddedGraph
 
 __all__ = ["FLAT", "StableBaselinesAgent", "extractor_keywords", "play_best"]
@@ -81,6 +82,14 @@ class StableBaselinesAgent(ABC):
     def wrap(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         """What the algorithm sees of the measured environment."""
         return PaddedGraph(env)
+
+    def check(self, env: JointPruneQuantEnv) -> None:
+        """Build the algorithm once, to see that it takes what the environment shows.
+
+        Raises:
+            ValueError: it does not.
+        """
+        self.build(DummyVecEnv([lambda: self.wrap(env)]), 0, env.step_mode == "layer")
 
     def search(self, env: Any, seed: int, evaluations: int) -> None:
         """See `compress_agents.agents.Agent`."""
