@@ -30,6 +30,7 @@ __all__ = ["ChannelAgent", "ChannelGCN", "Decisions"]
 
 _NODE, _EDGE = SCHEMA.nodes[0].name, SCHEMA.edges[0].ends
 _CHOOSABLE = NODE_COLUMNS.index("is_choosable")
+_LEAST_VARIANCE = 1e-6
 _SURE = 4.0
 """Highest log-odds to start from: a channel that the base plan keeps is tried without it, too."""
 
@@ -39,29 +40,31 @@ class ChannelGCN(nn.Module):
 
     Per round of graph convolution (Kipf and Welling, 2017)
     ``H' = ReLU(D^-1/2 (S + I) D^-1/2 H W + b)`` with S the similarities of neighbours and D the
-    number of edges into and out of a node. A channel's log-odds come from what it was and what it
-    has become, so that neighbours which do alike can still be told apart; the numbers for bits come
-    from the mean over all channels. All start at zero.
+    number of edges into and out of a node. What a channel was and what it has become are its
+    embedding. The mean embedding of a graph says how many of its channels should stay, and its
+    bits; how a channel differs from the mean, in units of the standard deviation (GraphNorm, Cai et
+    al., 2021), says which. The features go in as they are and normed likewise: channels of a layer
+    hardly differ otherwise, and a whole layer's log-odds rise and fall together. All outputs start
+    at zero.
 
     Args:
         hidden_dim: length of an embedding, at least 1.
         num_layers: rounds of graph convolution, at least 1.
     """
 
-    def __init__(self, hidden_dim: int = 32, num_layers: int = 2) -> None:
+    def __init__(self, hidden_dim: int = 128, num_layers: int = 2) -> None:
         super().__init__()
         if min(hidden_dim, num_layers) < 1:
             raise ValueError("hidden_dim and num_layers must be at least 1")
-        columns = len(SCHEMA.nodes[0].columns) + len(SCHEMA.globals)
+        columns = 2 * len(SCHEMA.nodes[0].columns) + len(SCHEMA.globals)
         self.node_input = nn.Linear(columns, hidden_dim)
         self.convolutions = nn.ModuleList(
             dgl.nn.GraphConv(hidden_dim, hidden_dim, norm="both") for _ in range(num_layers)
         )
-        self.keep_head = nn.Linear(2 * hidden_dim, 1)
-        self.bits_head = nn.Linear(2 * hidden_dim, 2)
-        for head in (self.keep_head, self.bits_head):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        self.channel_head = nn.Linear(2 * hidden_dim, 1, bias=False)
+        self.graph_head = nn.Linear(2 * hidden_dim, 3)
+        for parameter in (*self.channel_head.parameters(), *self.graph_head.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, graph: Any) -> tuple[Tensor, Tensor]:
         """Log-odds and numbers for bits of a batch of B observations.
@@ -74,7 +77,8 @@ class ChannelGCN(nn.Module):
         """
         counts = graph.batch_num_nodes(_NODE)
         of_graphs = graph.nodes[GLOBAL_TYPE].data[FEATURES].repeat_interleave(counts, dim=0)
-        columns = torch.cat([graph.nodes[_NODE].data[FEATURES], of_graphs], dim=1)
+        features = graph.nodes[_NODE].data[FEATURES]
+        columns = torch.cat([features, _normed(features, counts)[0], of_graphs], dim=1)
         first = hidden = torch.relu(self.node_input(columns))
         source, destination = graph.edges(etype=_EDGE)
         loops = torch.arange(len(columns))
@@ -84,8 +88,26 @@ class ChannelGCN(nn.Module):
         for convolution in self.convolutions:
             hidden = torch.relu(convolution(edges, hidden, edge_weight=weights))
         both = torch.cat([first, hidden], dim=1)
-        means = dgl.ops.segment_reduce(counts, both, "mean")
-        return self.keep_head(both)[:, 0], self.bits_head(means)
+        normed, means = _normed(both, counts)
+        of_channels, of_graphs = self.channel_head(normed), self.graph_head(means)
+        return of_channels[:, 0] + of_graphs[:, 0].repeat_interleave(counts), of_graphs[:, 1:]
+
+
+def _normed(values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows less the mean of their graph, over its standard deviation; and the means.
+
+    Args:
+        values: float32 (nodes of all graphs, D).
+        counts: int64 (B,), nodes per graph.
+
+    Returns:
+        float32 (nodes, D) and (B, D). Columns that are equal all over a graph become zero.
+    """
+    means = dgl.ops.segment_reduce(counts, values, "mean")
+    different = values - means.repeat_interleave(counts, dim=0)
+    variance = dgl.ops.segment_reduce(counts, different.square(), "mean")
+    spread = (variance + _LEAST_VARIANCE).sqrt()
+    return different / spread.repeat_interleave(counts, dim=0), means
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +153,11 @@ class ChannelAgent:
     """
 
     shared: bool = False
-    prior: float = 2.5
-    hidden_dim: int = 32
+    prior: float = 2.0
+    hidden_dim: int = 128
     num_layers: int = 2
     episodes: int = 10
-    learning_rate: float = 5e-3
+    learning_rate: float = 0.01
     entropy: float = 0.0
     bits_std: float = 0.1
     environment: ClassVar[Mapping[str, Any]] = {
@@ -160,8 +182,7 @@ class ChannelAgent:
 
     def search(self, env: Any, seed: int, evaluations: int) -> None:
         """See `compress_agents.agents.Agent`."""
-        torch.manual_seed(seed)
-        self.prepare(unwrap(env).decoder)
+        self.prepare(unwrap(env).decoder, seed)
         assert self.networks is not None
         optimizer = torch.optim.Adam(self.networks.parameters(), lr=self.learning_rate)
         gathered: list[tuple[list[Decisions], float]] = []
@@ -173,8 +194,16 @@ class ChannelAgent:
                 gathered = []
         self.play(env, draw=False)
 
-    def prepare(self, decoder: ActionDecoder) -> None:
-        """Make networks for what a decoder decodes, untrained."""
+    def prepare(self, decoder: ActionDecoder, seed: int) -> None:
+        """Make networks for what a decoder decodes, untrained.
+
+        Args:
+            decoder: that of the environment.
+            seed: of the networks' parameters and of all draws.
+        """
+        torch.manual_seed(seed)
+        # Draws of their own: an evaluation may draw too, and a resumed run leaves those out.
+        self._draws = torch.Generator().manual_seed(seed)
         layers = len(decoder.fixed)
         self.networks = nn.ModuleList(
             ChannelGCN(self.hidden_dim, self.num_layers)
@@ -214,8 +243,8 @@ class ChannelAgent:
                 odds, means = self._odds(len(steps), observation)
             numbers = np.zeros(size, np.float32)
             if draw:
-                keep = torch.bernoulli(torch.sigmoid(odds))
-                bits = torch.normal(means, self.bits_std)
+                keep = torch.bernoulli(torch.sigmoid(odds), generator=self._draws)
+                bits = torch.normal(means, self.bits_std, generator=self._draws)
                 numbers[: len(keep)] = 2 * keep - 1
             else:
                 keep, bits = (odds > 0).float(), means
