@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ import torch
 from samples import QUICK, liven, random_masks
 
 from benchmarks.network_list import LISTED
-from compress_env.evaluation import Evaluator, FastEngine, ReferenceEngine, kernels, running
+from compress_env.evaluation import (
+    Evaluator,
+    FastEngine,
+    ReferenceEngine,
+    devices,
+    kernels,
+    running,
+)
 from compress_env.evaluation.evaluator import Evaluation
 from compress_env.importance import rank_channels
 from compress_env.layer_graph import LayerGraph, trace
@@ -206,3 +214,48 @@ def test_images_changed_in_place_are_seen(digits_task: CompressionTask) -> None:
 def test_evaluation_counts_correct_predictions() -> None:
     logits = torch.tensor([[1.0, 0, 0], [0, 0, 2], [3, 4, 0]])
     assert Evaluation(logits, torch.tensor([0, 2, 0])).accuracy == pytest.approx(2 / 3)
+
+
+def test_threads_of_the_user_take_turns(digits_task: CompressionTask) -> None:
+    graph, calibration = digits_task.graph, digits_task.calibration.images
+    engine = FastEngine(graph, calibration, cache_bytes=1 << 20)
+    portions = digits_task.search.images[:96].split(32)
+    plans = [mixed_plan(graph, [4, 8], "evenly", seed) for seed in range(3)]
+    jobs = [(plan, images) for plan in plans for images in portions]
+    expected = [FastEngine(graph, calibration).logits(*job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda job: engine.logits(*job), jobs))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_images_made_in_inference_mode_are_taken(digits_task: CompressionTask) -> None:
+    graph, calibration = digits_task.graph, digits_task.calibration.images
+    engine, plan = FastEngine(graph, calibration), CompressionPlan.dense(graph, bits=6)
+    with torch.inference_mode():
+        images = digits_task.search.images[:20].clone()
+        first = engine.logits(plan, images)
+        images.copy_(images.flip(0))
+        assert torch.equal(engine.logits(plan, images), first.flip(0))
+
+
+@pytest.mark.parametrize("kind", ["any bits", "any bits and floats", "pruned, any bits"])
+def test_what_runs_on_a_gpu_gives_the_same_integers(
+    digits_task: CompressionTask, kind: str
+) -> None:
+    graph, calibration = digits_task.graph, digits_task.calibration.images
+    images, plan = digits_task.search.images[:60], mixed_plan(graph, *PLANS[kind])
+    engine = FastEngine(graph, calibration)
+    expected = engine.logits(plan, images)
+    engine.preparer.integers = False
+    layers = list(engine.prepare(plan).layers.values())
+    codes = sum(isinstance(layer, devices.CodeConv) for layer in layers)
+    assert codes == (19 if "float" not in kind else codes)
+    assert codes > 0
+    assert torch.equal(engine.logits(plan, images), expected)
+
+
+def test_tensor_cores_are_tried_before_use() -> None:
+    assert devices.tensor_cores_are_exact(torch.device("cpu"))
+    with devices.convolution_precision(torch.device("cuda"), tensor_cores=False):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
