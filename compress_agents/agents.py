@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["AGENTS", "Agent", "AgentEntry", "agent_settings", "build_agent", "find_agent"]
+__all__ = [
+    "AGENTS",
+    "Agent",
+    "AgentEntry",
+    "agent_settings",
+    "build_agent",
+    "find_agent",
+    "list_agents",
+]
 
 ENTRY_POINTS = "compress_agents.agents"
 """Entry point group in which other packages can name their agents."""
@@ -186,6 +194,15 @@ AGENTS: dict[str, AgentEntry] = {
 """The agents of this package by name."""
 
 
+def list_agents() -> dict[str, AgentEntry]:
+    """The agents of this package, and those that other packages name as entry points."""
+    outside = {
+        point.name: AgentEntry(point.value, f"from outside: {point.value}")
+        for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    }
+    return {**AGENTS, **{name: e for name, e in outside.items() if name not in AGENTS}}
+
+
 def find_agent(name: str) -> AgentEntry:
     """The entry of an agent.
 
@@ -200,10 +217,10 @@ def find_agent(name: str) -> AgentEntry:
         return AGENTS[name]
     if ":" in name:
         return AgentEntry(name)
-    outside = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    if name in outside:
-        return AgentEntry(outside[name])
-    known = ", ".join([*AGENTS, *sorted(set(outside) - set(AGENTS))])
+    agents = list_agents()
+    if name in agents:
+        return agents[name]
+    known = ", ".join(agents)
     raise ValueError(f"agent must be one of {known}, or 'module.path:factory', not '{name}'")
 
 

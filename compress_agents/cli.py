@@ -60,11 +60,12 @@ def agents(
     ] = None,
 ) -> None:
     """List the agents, a line each; or the settings of one."""
-    from compress_agents.agents import AGENTS, agent_settings, find_agent  # noqa: PLC0415
+    from compress_agents.agents import agent_settings, find_agent, list_agents  # noqa: PLC0415
 
     if name is None:
-        width = max(map(len, AGENTS))
-        for known, entry in AGENTS.items():
+        listed = list_agents()
+        width = max(map(len, listed))
+        for known, entry in listed.items():
             OUT.print(f"{known:{width}}  {entry.summary}", markup=False, soft_wrap=True)
         return
     with user_errors():
