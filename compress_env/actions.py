@@ -410,7 +410,8 @@ def check_arguments(
     if metric not in (*METRICS, LATENCY):
         allowed = ", ".join((*METRICS, LATENCY))
         raise ValueError(f"metric must be one of {allowed}, not '{metric}'")
-    if not isinstance(target_reduction, (int, float)) or not 0.0 < target_reduction < 1.0:
+    number = isinstance(target_reduction, (int, float, np.floating))
+    if not number or not 0.0 < target_reduction < 1.0:
         raise ValueError(f"target_reduction must be above 0 and below 1, not {target_reduction!r}")
     listed = isinstance(bits, (Sequence, np.ndarray)) and not isinstance(bits, str)
     widths = list(bits) if listed else []
@@ -419,7 +420,9 @@ def check_arguments(
         raise ValueError(
             f"bits must be whole numbers from 2 to 8, or only 32 to prune alone, not {bits!r}"
         )
-    if first_last_bits is not None and first_last_bits not in ALLOWED_BITS:
+    if first_last_bits is not None and not (
+        isinstance(first_last_bits, (int, np.integer)) and first_last_bits in ALLOWED_BITS
+    ):
         raise ValueError(f"first_last_bits must be None, 2 to 8 or 32, not {first_last_bits!r}")
     if isinstance(channel_multiple, bool) or not (
         isinstance(channel_multiple, (int, np.integer)) and channel_multiple >= 1

@@ -105,8 +105,14 @@ class CompressionTask:
             raise ValueError(
                 f"importance must be one of {', '.join(IMPORTANCES)}, not '{importance}'"
             )
-        if isinstance(engine, str) and engine not in ENGINES:
+        if engine not in ENGINES if isinstance(engine, str) else not callable(engine):
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not '{engine}'")
+        _check_path("data_root", data_root)
+        _check_path("weights", weights)
+        if not isinstance(network, (str, nn.Module)):
+            raise ValueError(f"network must be a name or an nn.Module, not {network!r}")
+        if not isinstance(dataset, (str, Splits)):
+            raise ValueError(f"dataset must be a name or Splits, not {dataset!r}")
         if isinstance(network, str) and ":" not in network and network not in NETWORKS:
             raise ValueError(
                 f"network must be one of {', '.join(NETWORKS)} or 'module.path:factory', "
@@ -242,7 +248,14 @@ def _check_count(name: str, value: object, least: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
 
 
-def _check_device(device: str) -> torch.device:
+def _check_path(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{name} must be a path, not {value!r}")
+
+
+def _check_device(device: str | torch.device) -> torch.device:
+    if not isinstance(device, (str, torch.device)):
+        raise ValueError(f"device must be a name such as 'cpu' or 'cuda', not {device!r}")
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -251,6 +264,8 @@ def _check_device(device: str) -> torch.device:
             f"device: '{device}' is not to be had here ({str(error).splitlines()[0]}); "
             "'cpu' always is"
         ) from error
+    if found.type == "meta":
+        raise ValueError("device: 'meta' holds no values; 'cpu' always is to be had")
     return found
 
 

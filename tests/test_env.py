@@ -161,7 +161,7 @@ def test_same_seed_and_actions_give_the_same_to_the_bit(mode: str) -> None:
 def test_pickle_carries_the_middle_of_an_episode() -> None:
     env = make(project_to_budget=False, target_reduction=0.995)
     env.reset(seed=0)
-    env.step(np.full(env.action_space.shape, -0.3))
+    assert not env.step(np.full(env.action_space.shape, 0.3))[2]
     twin = pickle.loads(pickle.dumps(env))
     action = np.full(env.action_space.shape, -0.2)
     assert twin.step(action) == env.step(action)
@@ -175,6 +175,8 @@ def test_pickle_carries_the_middle_of_an_episode() -> None:
         (lambda shape: np.zeros(shape[0] - 1), r"shape \(52,\), not \(51,\)"),
         (lambda shape: np.zeros((1, *shape)), r"shape \(52,\), not \(1, 52\)"),
         (lambda shape: 0.0, r"shape \(52,\), not \(\)"),
+        (lambda shape: np.zeros(shape, complex), "real numbers, not complex"),
+        (lambda shape: ["a"] * shape[0], "real numbers, not <U1"),
     ],
 )
 def test_bad_actions_are_refused(env: JointPruneQuantEnv, action: Any, words: str) -> None:
@@ -355,7 +357,16 @@ def test_other_rewards_are_best_for_the_dense_network(name: str) -> None:
         ({"latency_table": "x"}, "latency_table must be left out for metric 'bops'"),
         ({"bits": [1]}, "bits must be whole numbers"),
         ({"target_reduction": 2}, "target_reduction must be above 0 and below 1, not 2"),
+        ({"target_reduction": "most"}, "target_reduction must be above 0 and below 1, not 'most'"),
+        ({"first_last_bits": 8.0}, "first_last_bits must be None, 2 to 8 or 32, not 8.0"),
         ({"weights": "/no/such/file.safetensors"}, "weights"),
+        ({"weights": 3}, "weights must be a path, not 3"),
+        ({"data_root": 3}, "data_root must be a path, not 3"),
+        ({"dataset": ["digits"]}, "dataset must be a name or Splits, not"),
+        ({"network": 3}, "network must be a name or an nn.Module, not 3"),
+        ({"device": None}, "device must be a name such as 'cpu' or 'cuda', not None"),
+        ({"device": "meta"}, "device: 'meta' holds no values"),
+        ({"engine": 3}, "engine must be one of fast, reference, not '3'"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], words: str) -> None:
