@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
-from compress_agents.agents import find_agent
 from compress_agents.options import (
     as_word,
     option,
@@ -175,6 +174,9 @@ class TrainingConfig(SearchConfig):
         None, "Stop at the first episode that is paid this much.", shown="no", movable=True
     )
     step_mode: str = option("network", "What a step decides: network or layer.")
+    observation: str = option(
+        "layer", "What the agent is shown: layer, hierarchical, channel.", shown="what it reads"
+    )
     max_steps: int = option(10, "Steps of an episode in network mode.")
     project: bool = option(True, "Move every action onto the budget, so a step is an episode.")
     update_interval: int | None = option(
@@ -193,7 +195,6 @@ class TrainingConfig(SearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        find_agent(self.agent)
         for name in ("evaluations", "num_envs"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("total_timesteps", "max_episodes", "update_epochs"):
@@ -215,6 +216,7 @@ class TrainingConfig(SearchConfig):
         """The keyword arguments for ``gymnasium.make``; see `SearchConfig`."""
         own = {
             "step_mode": self.step_mode,
+            "observation": self.observation,
             "max_steps": self.max_steps,
             "project_to_budget": self.project,
         }
