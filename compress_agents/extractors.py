@@ -12,11 +12,17 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from compress_agents.batching import batch_graphs, node_mask, scatter_nodes
-from compress_agents.encoders import build_encoder
+from compress_agents.encoders import ENCODERS, build_encoder
 from compress_env.dgl_import import dgl
 from compress_env.graphs import NODE_TYPE
 
-__all__ = ["DGLFeaturesExtractor", "FlatFeaturesExtractor", "padded_sizes", "readout"]
+__all__ = [
+    "DGLFeaturesExtractor",
+    "FlatFeaturesExtractor",
+    "layer_graph_sizes",
+    "padded_sizes",
+    "readout",
+]
 
 
 def padded_sizes(observation_space: spaces.Space[Any]) -> tuple[int, int, int]:
@@ -34,6 +40,24 @@ def padded_sizes(observation_space: spaces.Space[Any]) -> tuple[int, int, int]:
     sizes = {name: spaces.flatdim(observation_space[name]) for name in needed}
     max_nodes = sizes["node_mask"]
     return sizes["node_features"] // max_nodes, sizes["globals"], max_nodes
+
+
+def layer_graph_sizes(observation_space: spaces.Space[Any]) -> tuple[int, int, int]:
+    """:func:`padded_sizes` of graphs as the encoders read them.
+
+    Raises:
+        ValueError: If the space is another, or its graphs have further node types or features of
+            edges, which the encoders would not look at.
+    """
+    sizes = padded_sizes(observation_space)
+    assert isinstance(observation_space, spaces.Dict)
+    further = {"node_types", "edge_features"} & set(observation_space)
+    if further:
+        raise ValueError(
+            "observation must be 'layer', or one without several node types and features of edges, "
+            f"for the encoders {', '.join(sorted(ENCODERS))}; this one has {', '.join(further)}"
+        )
+    return sizes
 
 
 def readout(graph: Any, embeddings: Tensor) -> Tensor:
@@ -82,7 +106,7 @@ class DGLFeaturesExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim)
         if node_values < 0:
             raise ValueError(f"node_values must be at least 0, got {node_values}")
-        num_node_features, num_globals, max_nodes = padded_sizes(observation_space)
+        num_node_features, num_globals, max_nodes = layer_graph_sizes(observation_space)
         self.encoder = build_encoder(
             encoder, num_node_features, num_globals, **(encoder_kwargs or {})
         )
@@ -105,8 +129,8 @@ class DGLFeaturesExtractor(BaseFeaturesExtractor):
 class FlatFeaturesExtractor(BaseFeaturesExtractor):
     """The same features without the graph: a multilayer perceptron on all of them in a row.
 
-    This is what graph networks are compared with. It sees every number that
-    :class:`DGLFeaturesExtractor` sees but the edges.
+    This is what graph networks are compared with. It sees every number that they see, but not
+    which nodes the edges join. It takes any observation.
 
     Args:
         observation_space: That of :class:`compress_env.wrappers.PaddedGraph`.
@@ -125,7 +149,10 @@ class FlatFeaturesExtractor(BaseFeaturesExtractor):
     ) -> None:
         super().__init__(observation_space, features_dim)
         num_node_features, num_globals, max_nodes = padded_sizes(observation_space)
-        sizes = [max_nodes * num_node_features + num_globals, *hidden, features_dim]
+        read = max_nodes * num_node_features + num_globals
+        if "edge_features" in observation_space.spaces:
+            read += spaces.flatdim(observation_space["edge_features"])
+        sizes = [read, *hidden, features_dim]
         self.layers = nn.Sequential(
             *(
                 module
@@ -136,6 +163,7 @@ class FlatFeaturesExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Float32 ``(B, features_dim)`` for a batch of padded observations."""
-        flat = torch.cat([observations["node_features"], observations["globals"]], dim=1)
+        names = ("node_features", "globals", "edge_features")
+        flat = torch.cat([observations[name] for name in names if name in observations], dim=1)
         features: Tensor = self.layers(flat)
         return features

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from compress_agents.batching import batch_graphs, group_layers, node_mask, scatter_nodes
 from compress_agents.encoders import build_encoder
-from compress_agents.extractors import padded_sizes, readout
+from compress_agents.extractors import layer_graph_sizes, readout
 from compress_env.dgl_import import dgl
 from compress_env.graphs import NODE_TYPE
 
@@ -66,7 +66,7 @@ class NodeFeaturesExtractor(BaseFeaturesExtractor):
         encoder: str = "typed",
         encoder_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        num_node_features, num_globals, _ = padded_sizes(observation_space)
+        num_node_features, num_globals, _ = layer_graph_sizes(observation_space)
         built = build_encoder(encoder, num_node_features, num_globals, **(encoder_kwargs or {}))
         super().__init__(observation_space, built.hidden_dim)
         self.encoder = built

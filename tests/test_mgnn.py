@@ -16,8 +16,10 @@ from stable_baselines3 import DDPG, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
+from compress_agents.extractors import DGLFeaturesExtractor, FlatFeaturesExtractor
 from compress_agents.mgnn import MGNN, MGNN_PRESET, MGNNFeaturesExtractor
 from compress_agents.mgnn_stages import LearnedReadout, ProductConvolution
+from compress_agents.node_actor import NodeFeaturesExtractor
 from compress_env.complexity import ComplexityModel
 from compress_env.dgl_import import dgl
 from compress_env.layer_graph import LayerGraph, trace
@@ -218,10 +220,18 @@ def test_channels_and_bits_of_the_plan_reach_the_result() -> None:
             assert (net(stack([changed])) - result).abs().max() > 1e-5
 
 
-def test_other_observations_are_refused() -> None:
-    space = PaddedGraph(FakeGraphEnv()).observation_space
+def test_every_network_refuses_what_it_does_not_read() -> None:
     with pytest.raises(ValueError, match="hierarchical"):
-        MGNNFeaturesExtractor(space)
+        MGNNFeaturesExtractor(PaddedGraph(FakeGraphEnv()).observation_space)
+    space = PaddedGraph(MatchChannels()).observation_space
+    for extractor in (DGLFeaturesExtractor, NodeFeaturesExtractor):
+        with pytest.raises(ValueError, match="observation must be 'layer'"):
+            extractor(space)
+    # A perceptron takes all numbers that there are.
+    flat = FlatFeaturesExtractor(space, 7)
+    observation, _ = PaddedGraph(MatchChannels()).reset(seed=0)
+    batch = {key: torch.tensor(value).float().unsqueeze(0) for key, value in observation.items()}
+    assert flat(batch).shape == (1, 7)
     with pytest.raises(ValueError, match="at least 1"):
         MGNN(rounds=0)
 
