@@ -220,7 +220,8 @@ def trace(network: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Layer
 
     Raises:
         ValueError: the network cannot be traced (the message names the line), or it has no
-            Conv2d or Linear, or the input shape does not fit it.
+            Conv2d or Linear, or two of its modules share a parameter, or the input shape does
+            not fit it.
     """
     channels, height, width = (int(size) for size in input_shape)
     module = symbolic_trace(network.eval())
@@ -229,6 +230,7 @@ def trace(network: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Layer
     check_same(network, module, (channels, height, width))
     if not flow.layers:
         raise ValueError("network: it has no Conv2d or Linear layer, so nothing to compress")
+    _refuse_tied(module, [*flow.layers, *flow.channels])
     if flow.unknown:
         operations = ", ".join(f"{name} ({count}x)" for name, count in sorted(flow.unknown.items()))
         warnings.warn(
@@ -236,6 +238,18 @@ def trace(network: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Layer
             stacklevel=2,
         )
     return _build(module, flow, (channels, height, width))
+
+
+def _refuse_tied(module: fx.GraphModule, names: Sequence[str]) -> None:
+    owners: dict[nn.Parameter, str] = {}
+    for name in names:
+        for key, parameter in module.get_submodule(name).named_parameters():
+            other = owners.setdefault(parameter, name)
+            if other != name:
+                raise ValueError(
+                    f"network: '{other}' and '{name}' share the parameter '{key}'; what is cut or "
+                    "quantized for one would change the other: give each of them its own copy"
+                )
 
 
 def _build(

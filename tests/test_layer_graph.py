@@ -314,3 +314,11 @@ def test_groups_agree_with_torch_pruning_wherever_it_supports_the_network(name: 
         assert different, "it supports this network now: take it off the list"
         if "F.pad" in UNLIKE_TORCH_PRUNING[name]:  # only the residual stream is at odds
             assert all(layer == "conv1" or layer.endswith("conv2") for layer in different)
+
+
+def test_tied_weights_are_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3))
+    trace(network)
+    network[2].weight = network[0].weight
+    with pytest.raises(ValueError, match="'0' and '2' share the parameter 'weight'"):
+        trace(network)
