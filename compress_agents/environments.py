@@ -31,6 +31,22 @@ from compress_env.wrappers import PaddedGraph
 __all__ = ["Replayable", "make_environment", "make_vector_environment"]
 
 
+class _Processes(SubprocVecEnv):
+    """Environments in processes that can be ended at any moment, in the middle of a step too."""
+
+    def close(self) -> None:
+        """End the processes. They keep nothing that would have to be saved.
+
+        Stable-Baselines3 first waits for a step that was begun, which after Control-C can be one
+        whose result has been read already.
+        """
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join()
+        self.closed = True
+
+
 class Replayable(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Goes back into an unfinished episode by taking its actions again.
 
@@ -104,7 +120,7 @@ def make_vector_environment(first: JointPruneQuantEnv, num_envs: int) -> VecEnv:
             partial(_map_in_process, folder, threads) for _ in range(num_envs)
         ]
         with _thread_variables(threads):
-            environments = SubprocVecEnv(factories, start_method=_start_method())
+            environments = _Processes(factories, start_method=_start_method())
         # All of them have mapped the files by now: a constructor asks each for its attributes.
         environments.get_attr("spec")
     return environments
@@ -139,7 +155,7 @@ def _thread_variables(threads: int) -> Iterator[None]:
 
 
 def _map_in_process(folder: str, threads: int) -> gymnasium.Env[Any, Any]:
-    # Control-C reaches all processes at once. The parent then ends this one, when its step is done.
+    # Control-C reaches all processes at once; it is the parent that then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What the server has imported stays where it is: looking through it for garbage would write to
     # it, and so copy it.
