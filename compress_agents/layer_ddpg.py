@@ -82,6 +82,9 @@ class LayerDDPG(ABC):
         actor_rate: learning rate of the actor.
         critic_rate: learning rate of the critic.
         memory: decisions that are remembered.
+        discount: of the value of the next decision, 0 to 1. The papers have 1, but every decision
+            is paid the whole reward already, and with few episodes the sum of all values to come
+            drowns what a decision did.
 
     Raises:
         ValueError: a setting is not allowed.
@@ -95,6 +98,7 @@ class LayerDDPG(ABC):
     actor_rate: float = 1e-4
     critic_rate: float = 1e-3
     memory: int = 2000
+    discount: float = 0.0
     learner: _Learner | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +106,8 @@ class LayerDDPG(ABC):
             raise ValueError("warm_up, hidden, batch_size and memory must be at least 1")
         if not 0 < self.noise <= 1 or not 0 < self.noise_decay <= 1:
             raise ValueError("noise and noise_decay must be above 0 and at most 1")
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"discount must be from 0 to 1, not {self.discount}")
 
     def search(self, env: Any, seed: int, evaluations: int) -> None:
         """See `compress_agents.agents.Agent`; first and last episode are without noise."""
@@ -223,7 +229,7 @@ class _Learner:
         paid = (paid - self.average).clamp(-_LARGEST_REWARD, _LARGEST_REWARD)
         with torch.no_grad():
             later = self.target.value(after, self.target.act(after))[:, 0]
-            wanted = paid + goes_on * later
+            wanted = paid + self.settings.discount * goes_on * later
         loss = nn.functional.mse_loss(self.networks.value(states, actions)[:, 0], wanted)
         _step(self.critic_optimizer, loss)
         _step(self.actor_optimizer, -self.networks.value(states, self.networks.act(states)).mean())

@@ -47,3 +47,20 @@ class Between(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.third(self.second(self.operation(self.first(x))))  # type: ignore[operator]
+
+
+class TinyClassifier(nn.Module):
+    """For images of digits: three convolutions, two of them around an addition; untrained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.third = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.first(x))
+        x = functional.relu(x + self.second(x))
+        return self.last(functional.relu(self.third(x)).mean((2, 3)))
