@@ -14,8 +14,8 @@ FILES = sorted(
 )
 
 AGENTS_ONLY = {
-    "compress_agents", "stable_baselines3", "sb3_contrib", "ray", "torchrl", "tensorboard", "typer",
-    "rich", "matplotlib",
+    "compress_agents", "stable_baselines3", "sb3_contrib", "cmaes", "ray", "torchrl", "tensorboard",
+    "typer", "rich", "matplotlib",
 }  # fmt: skip
 
 LAYERS = (
