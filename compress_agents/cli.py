@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compress_agents.cli_benchmark import app as _benchmark_app
 from compress_agents.cli_deployment import app as _deployment_app
 from compress_agents.cli_options import build_config, takes_options
 from compress_agents.cli_output import ERR, INTERRUPTED, OUT, interrupted, refuse, user_errors
@@ -200,6 +201,7 @@ def train_dense_network(
     )
 
 
+app.add_typer(_benchmark_app)
 app.add_typer(_deployment_app)
 app.add_typer(_report_app)
 

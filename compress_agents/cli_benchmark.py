@@ -1,0 +1,57 @@
+"""The commands that compare agents: ``benchmark``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compress_agents.benchmark_options import BENCHMARK_OPTIONS
+from compress_agents.cli_options import build_config, takes_options
+from compress_agents.cli_output import ERR, OUT, interrupted, user_errors
+
+__all__ = ["app"]
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("benchmark")
+@takes_options(BENCHMARK_OPTIONS)
+def benchmark(
+    options: dict[str, Any],
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Searches at a time, on a thread each.", show_default="the cores"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of runs and results.")] = Path("runs/benchmark"),
+) -> None:
+    """Run agents at equal numbers of evaluations; the same command again goes on."""
+    with user_errors():
+        if jobs is not None and jobs < 1:
+            raise ValueError(f"jobs must be at least 1, not {jobs}")
+        from compress_agents.benchmark_options import list_searches  # noqa: PLC0415
+
+        searches = list_searches(build_config(BENCHMARK_OPTIONS, options))
+        from compress_agents.benchmark import Benchmark, default_jobs  # noqa: PLC0415
+
+        made = Benchmark(searches, out)
+    from compress_agents.progress import benchmark_progress  # noqa: PLC0415
+
+    total = sum(search.config.evaluations for search in searches)
+    try:
+        with user_errors(), benchmark_progress(OUT, total, len(searches)) as show:
+            made.run(jobs or default_jobs(), show)
+    except KeyboardInterrupt:
+        raise interrupted("the same command") from None
+    OUT.print(
+        f"{len(made.results)} of {len(searches)} searches are finished; "
+        f"results are in {out / 'results.csv'}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for name, failure in made.failures.items():
+        ERR.print(f"Failed: {name}: {failure.message}", markup=False, soft_wrap=True)
+    if made.failures:
+        ERR.print(f"What they printed is in {out / 'logs'}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
