@@ -176,7 +176,12 @@ def test_many_steps_need_no_more_memory() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
 def test_control_c_ends_all_processes_in_peace(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "compress_agents.cli", "train", "--num-envs", "2"]
+    # Tests that a shell runs in the background ignore the signal, and hand that on.
+    start = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from compress_agents.cli import main; main()"
+    )
+    command = [sys.executable, "-c", start, "train", "--num-envs", "2"]
     command += ["--search-images", "64", "--evaluations", "100000", "--run-dir", str(run)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
