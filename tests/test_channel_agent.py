@@ -231,6 +231,7 @@ class Noting(gym.Wrapper[Any, Any, Any, Any]):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_it_beats_random_choice_on_the_digits() -> None:
     task = {**PRUNING, **ChannelAgent.environment, "reward": "accuracy_and_divergence"}
     env = JointPruneQuantEnv("resnet20", **task)
