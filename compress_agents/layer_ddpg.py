@@ -91,7 +91,7 @@ class LayerDDPG(ABC):
     """
 
     warm_up: int = 50
-    noise: float = 0.15
+    noise: float = 0.08
     noise_decay: float = 0.99
     hidden: int = 300
     batch_size: int = 64

@@ -120,8 +120,8 @@ class OffPolicyAgent(StableBaselinesAgent):
     batch_size: int = 32
     gradient_steps: int = 1
     learning_rate: float = 3e-4
-    action_std: float = 0.1
-    reach: float = 0.3
+    action_std: float = 0.05
+    reach: float = 0.2
     encoder: str = "typed"
     _steps: int = field(default=1, init=False, repr=False)
     _steps_in_all: int = field(default=1, init=False, repr=False)
