@@ -102,8 +102,8 @@ def carry_out(row: PaperRow, source: Source) -> tuple[dict[str, Any], list[dict[
         "target_reduction": row.target_reduction or "",
         "reduction": round(1 - cost.bops / whole.bops, 6),
         "macs_reduction": round(1 - cost.macs / whole.macs, 6),
-        "test_accuracy": round(float(ours.mean()), 6),
-        "dense_test_accuracy": round(float(dense.mean()), 6),
+        "test_accuracy": round(float(ours.float().mean()), 6),
+        "dense_test_accuracy": round(float(dense.float().mean()), 6),
         "num_test_images": len(ours),
         "epochs": round(results["epochs"], 3),
         "seed": row.seed,
@@ -124,14 +124,16 @@ def _right(evaluation: Evaluation) -> torch.Tensor:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV file with numbers as numbers; none where there is no file."""
+    """Rows of a CSV file as they stand there; none where there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [
-            {k: float(v) if k in NUMBERS and v else v for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
+        return list(csv.DictReader(file))
+
+
+def with_numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with numbers as numbers."""
+    return [{k: float(v) if k in NUMBERS and v else v for k, v in row.items()} for row in rows]
 
 
 def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
@@ -151,8 +153,7 @@ def _replace(
     order = {(r.network, r.method, str(r.target_reduction or "")): i for i, r in enumerate(ROWS)}
 
     def key(entry: dict[str, Any]) -> tuple[str, str, str]:
-        target = entry["target_reduction"]
-        return entry["network"], entry["method"], str(target)
+        return entry["network"], entry["method"], str(entry["target_reduction"])
 
     own = (row.network, row.method, str(row.target_reduction or ""))
     others = [entry for entry in known if key(entry) != own]
@@ -198,11 +199,11 @@ def main() -> None:
                 for point in curve
             ]
             write_rows(_replace(read_rows(curves_file), row, named), curves_file)
-    rows = read_rows(arguments.csv)
+    rows = with_numbers(read_rows(arguments.csv))
     if not rows:
         parser.error(f"{arguments.csv} has no rows yet: give --data-root and --weights-dir")
     picture = arguments.page.with_name("results-curves.svg")
-    write_curves(read_rows(curves_file), picture)
+    write_curves(with_numbers(read_rows(curves_file)), picture)
     write_atomically(arguments.page, results_page(rows, picture.name).encode())
     print(f"Written to {arguments.page}")
 
