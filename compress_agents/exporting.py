@@ -199,7 +199,7 @@ def export_table(exported: Exported) -> Table:
     table.add_row("PyTorch", "", f"{exported.accuracy:.2%}")
     for runner in exported.runners:
         table.add_row(runner.name, f"{runner.agreement:.2%}", f"{runner.accuracy:.2%}")
-    dense, small = exported.dense_bytes / 1e3, exported.file_bytes / 1e3
-    table.caption = f"{small:.1f} kB; dense in float32 {dense:.1f} kB ({dense / small:.1f} times)"
+    dense, small = exported.dense_bytes / 1024, exported.file_bytes / 1024
+    table.caption = f"{small:.1f} KiB; dense in float32 {dense:.1f} KiB ({dense / small:.1f} times)"
     table.caption_justify = "left"
     return table

@@ -158,8 +158,8 @@ def finetuning_table(results: dict[str, Any], title: str) -> Table:
             f"{results[f'{split}_accuracy']:.2%}",
         )
     table.add_row("BOPs reduction", "", "", f"{results['reduction']:.2%}")
-    dense, small = results["dense_bytes"] / 1e3, results["file_bytes"] / 1e3
-    table.add_row("size", f"{dense:.1f} kB", "", f"{small:.1f} kB")
+    dense, small = results["dense_bytes"] / 1024, results["file_bytes"] / 1024
+    table.add_row("size", f"{dense:.1f} KiB", "", f"{small:.1f} KiB")
     table.caption = (
         f"{results['steps']} steps, {results['epochs']:.1f} epochs, "
         f"{results['wall_seconds']:.0f} s, {results['images_per_second']:.0f} images/s"

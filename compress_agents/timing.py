@@ -75,8 +75,11 @@ def time_run(
         ValueError: an argument is not allowed, or the network cannot be exported.
         ImportError: a package is missing.
     """
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ValueError(f"json: there is no folder {json_file.parent}")
+    written = json_file or found.folder / "latency.json"
+    if not written.parent.is_dir():
+        raise ValueError(f"json: there is no folder {written.parent}")
+    if written.is_dir():
+        raise ValueError(f"json must be a file, and {written} is a folder")
     task = found.task()
     network, plan = found.network(task)
     shape, images = task.graph.input_shape, task.calibration.images.cpu()
@@ -91,7 +94,6 @@ def time_run(
                 files, batch_sizes, repeats, threads, engines, memory, progress=bar.show
             )
     about = {"network": task.network_name, "input_shape": list(shape)}
-    written = json_file or found.folder / "latency.json"
     write_json(written, {**about, **asdict(report)})
     return report, written
 

@@ -30,9 +30,11 @@ from compress_env.latency import (
     measure_latency,
     open_session,
 )
+from compress_env.latency.engines import Session, peak_memory
 from compress_env.latency.interpolation import LayerInterpolation, monotone
 from compress_env.latency.single_layers import (
     LayerCase,
+    _operator_times,
     layer_calls,
     layer_milliseconds,
 )
@@ -99,6 +101,12 @@ def test_sessions_give_outputs_and_say_what_is_wrong(
         open_session("openvino", files["dense"], 0)
     with pytest.raises(FileNotFoundError):
         open_session("openvino", tmp_path / "none.onnx", 1)
+    (tmp_path / "text.onnx").write_text("no network")
+    for engine in ENGINES:
+        with pytest.raises(ValueError, match=f"{engine} cannot load .*text.onnx"):
+            open_session(engine, tmp_path / "text.onnx", 1)
+        with pytest.raises(ChildProcessError, match=f"{engine} cannot run .*text.onnx"):
+            peak_memory(engine, tmp_path / "text.onnx", 1, 1)
     with pytest.raises(ValueError, match="at least one file"):
         measure_latency({})
     with pytest.raises(ValueError, match="engines must be among"):
@@ -190,6 +198,16 @@ def test_a_layer_of_more_work_takes_longer(engine: str) -> None:
 
     for integer in (False, True):
         assert milliseconds(128, integer) > 3 * milliseconds(16, integer) > 0
+
+
+def test_a_layer_that_no_operator_stands_for_does_not_cost_nothing() -> None:
+    def session(*runs: dict[str, float]) -> Session:
+        return Session(0.0, np.asarray, (1,), np.dtype(np.float32), lambda: list(runs))
+
+    known = session({"Reorder": 1.0, "QLinearConv": 2.0}, {"FullyConnected": 3.0})
+    assert list(_operator_times(known, "openvino")) == [2.0, 3.0]
+    with pytest.raises(ValueError, match="no operator of openvino is a layer among Reorder, Fused"):
+        list(_operator_times(session({"Reorder": 1.0, "Fused": 2.0}), "openvino"))
 
 
 def test_interpolation_by_hand() -> None:

@@ -72,7 +72,8 @@ def open_session(
         profile: time operators, which makes runs slower.
 
     Raises:
-        ValueError: the engine is not known, or batch or threads are below 1.
+        ValueError: the engine is not known or cannot load the file, or batch or threads are below
+            1.
         ImportError: the engine is not installed.
         FileNotFoundError: there is no such file.
     """
@@ -84,7 +85,12 @@ def open_session(
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     opened = _open_onnxruntime if engine == "onnxruntime" else _open_openvino
-    return opened(Path(path), batch, threads, profile)
+    try:
+        return opened(Path(path), batch, threads, profile)
+    except ImportError:
+        raise
+    except Exception as error:  # every engine has types of its own
+        raise ValueError(f"{engine} cannot load {path}: {error}") from error
 
 
 def available_cores() -> int:
@@ -200,12 +206,16 @@ def _open_openvino(path: Path, batch: int, threads: int, profile: bool) -> Sessi
 
 
 def peak_memory(engine: str, path: str | os.PathLike[str], batch: int, threads: int) -> int:
-    """Peak resident memory in bytes of a process that loads a file and runs it a few times."""
+    """Peak resident memory in bytes of a process that loads a file and runs it a few times.
+
+    Raises:
+        ChildProcessError: the process failed.
+    """
     command = [sys.executable, __file__, engine, str(path), str(batch), str(threads)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         reason = (result.stderr.strip() or "no message").splitlines()[-1]
-        raise RuntimeError(f"{engine} cannot run {path}: {reason}")
+        raise ChildProcessError(f"{engine} cannot run {path}: {reason}")
     return int(json.loads(result.stdout)["peak_bytes"])
 
 

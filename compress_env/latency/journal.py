@@ -67,8 +67,3 @@ class Journal:
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps([repr(key), value]) + "\n")
-
-    def delete(self) -> None:
-        """Delete the file, its numbers being kept elsewhere."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

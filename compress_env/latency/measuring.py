@@ -89,9 +89,9 @@ def measure_latency(
         progress: called with how many rows are done, and how many there are.
 
     Raises:
-        ValueError: an argument is not allowed.
+        ValueError: an argument is not allowed, or an engine cannot load a file.
         ImportError: no engine is installed.
-        FileNotFoundError: a file is missing.
+        OSError: a file is missing, or a process that shall show its peak memory fails.
     """
     if not files:
         raise ValueError("files must hold at least one file")
@@ -171,10 +171,10 @@ def versions_of(engines: Sequence[str]) -> dict[str, str]:
 
 def latency_table(report: LatencyReport) -> str:
     """The report as text in columns."""
-    titles = ["engine", "batch", "file", "median ms", "times as fast", "load s", "KB", "peak MB"]
+    titles = ["engine", "batch", "file", "median ms", "times as fast", "load s", "KiB", "peak MiB"]
     lines = [titles]
     for row in report.rows:
-        peak = f"{row.peak_bytes / 1e6:.0f}" if row.peak_bytes else ""
+        peak = f"{row.peak_bytes / 2**20:.0f}" if row.peak_bytes else ""
         lines.append(
             [
                 row.engine,
@@ -183,7 +183,7 @@ def latency_table(report: LatencyReport) -> str:
                 f"{row.milliseconds:.2f}",
                 f"{row.ratio:.2f}",
                 f"{row.creation_seconds:.2f}",
-                f"{row.file_bytes / 1e3:.0f}",
+                f"{row.file_bytes / 2**10:.0f}",
                 peak,
             ]
         )
