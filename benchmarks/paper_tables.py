@@ -9,22 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from benchmarks.paper_rows import REPORTED
 from benchmarks.tables import markdown_table
+from compress_agents.html_report.statistics import wilson_interval
 from compress_agents.runs import write_atomically
 
 _LEVEL = 0.95
 _TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 
 Row = dict[str, Any]
-
-
-def accuracy_interval(accuracy: float, images: int) -> tuple[float, float]:
-    """Wilson's interval of an accuracy measured on some images."""
-    found = binomtest(round(accuracy * images), images).proportion_ci(_LEVEL, method="wilson")
-    return float(found.low), float(found.high)
 
 
 def paired_difference(only_ours: int, only_theirs: int, images: int) -> tuple[float, float, float]:
@@ -47,7 +42,7 @@ def paired_difference(only_ours: int, only_theirs: int, images: int) -> tuple[fl
 
 def _cells(row: Row) -> list[str]:
     images = int(row["num_test_images"])
-    low, high = accuracy_interval(row["test_accuracy"], images)
+    low, high = wilson_interval(row["test_accuracy"], images)
     pair = int(row["only_compressed_right"]), int(row["only_dense_right"])
     difference, lowest, highest = paired_difference(*pair, images)
     target = row["target_reduction"]
@@ -60,7 +55,7 @@ def _cells(row: Row) -> list[str]:
         f"{row['test_accuracy_before']:.1%} → **{row['test_accuracy']:.1%}**",
         f"{low:.1%} to {high:.1%}",
         f"{100 * difference:+.1f} ({100 * lowest:+.1f} to {100 * highest:+.1f})",
-        f"{row['epochs']:.0f}",
+        f"{row['epochs']:.3g}",
         f"{row['file_bytes'] / 1024:.0f}",
     ]
 
@@ -82,7 +77,7 @@ _HEAD = [
 def network_table(rows: Sequence[Row]) -> str:
     """The table of one network's rows, the dense network first."""
     first = rows[0]
-    low, high = accuracy_interval(first["dense_test_accuracy"], int(first["num_test_images"]))
+    low, high = wilson_interval(first["dense_test_accuracy"], int(first["num_test_images"]))
     dense = [""] * len(_HEAD)
     dense[1], dense[2], dense[3] = "dense, 32 bits", "0%", "0%"
     dense[4], dense[5] = (

@@ -70,7 +70,9 @@ class Source:
         )
 
 
-def find_plan(row: PaperRow, source: Source, task: CompressionTask, folder: Path) -> Any:
+def find_plan(
+    row: PaperRow, source: Source, task: CompressionTask, folder: Path
+) -> CompressionPlan:
     """The plan of a row: searched, or told by its bits."""
     if row.bits is not None:
         return row.uniform_plan(task.graph)

@@ -1,4 +1,4 @@
-"""The papers' table: its intervals by hand, and one row from search to page on small images."""
+"""The papers' table: paired intervals by hand, and one row from search to page on small images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,9 @@ from PIL import Image
 
 from benchmarks import papers
 from benchmarks.paper_rows import ROWS, PaperRow
-from benchmarks.paper_tables import accuracy_interval, paired_difference
+from benchmarks.paper_tables import paired_difference
 from compress_env.datasets.digits import load_digits
 from compress_env.networks.weights import default_weights
-
-
-def test_wilson_interval_by_hand() -> None:
-    # p = 0.9, n = 100, z = 1.96: centre (0.9 + z^2/200) / (1 + z^2/100), and so on.
-    low, high = accuracy_interval(0.9, 100)
-    assert (low, high) == pytest.approx((0.8256, 0.9448), abs=2e-4)
 
 
 def test_paired_difference_by_hand() -> None:
