@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from compress_agents.tables import markdown_table
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with its columns aligned, so that it reads well as plain text too."""
-    widths = [max(len(line[column]) for line in [head, *rows]) for column in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        return f"| {' | '.join(padded)} |"
-
-    rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
-    return "\n".join([line(head), rule, *map(line, rows)]) + "\n"
+__all__ = ["machine", "markdown_table", "replace_section"]
 
 
 def replace_section(path: Path, name: str, text: str) -> None:

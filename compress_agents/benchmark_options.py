@@ -58,9 +58,12 @@ def parse_agents(text: str) -> tuple[str, ...]:
         ValueError: it is no such list.
     """
     labels = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text)
-    if ",".join(labels) != text or not all(re.match(r"\s*[^\[\s]", label) for label in labels):
+    if not labels or ",".join(labels) != text:
         raise ValueError(f"agents must be a list such as ppo,ppo[encoder=gat], not '{text}'")
-    return tuple(label.strip() for label in labels)
+    stripped = tuple(label.strip() for label in labels)
+    for label in stripped:
+        split_label(label)
+    return stripped
 
 
 def split_label(label: str) -> tuple[str, str]:
@@ -69,7 +72,7 @@ def split_label(label: str) -> tuple[str, str]:
     Raises:
         ValueError: it is no label.
     """
-    match = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]*)\])?", label)
+    match = re.fullmatch(r"([^\[\],\s]+)(?:\[([^\[\]]*)\])?", label)
     if match is None:
         raise ValueError(f"agents must be such as ppo or ppo[encoder=gat], not '{label}'")
     return match[1], match[2] or ""

@@ -1,4 +1,4 @@
-"""The commands that compare agents: ``benchmark``."""
+"""The commands that compare agents: ``benchmark | leaderboard``."""
 
 from __future__ import annotations
 
@@ -55,3 +55,38 @@ def benchmark(
     if made.failures:
         ERR.print(f"What they printed is in {out / 'logs'}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
+
+
+@app.command("leaderboard")
+def leaderboard(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER", help="Folders of benchmarks.", show_default=False),
+    ],
+    score: Annotated[
+        str, typer.Option(help="Rank by search_accuracy, test_accuracy or best_reward.")
+    ] = "search_accuracy",
+    speedup: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A:B: evaluations that agent A needs to come where B ends; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of table and pictures.", show_default="FOLDER/leaderboard"),
+    ] = None,
+) -> None:
+    """Rank agents with intervals; draw best-so-far curves and the accuracy-reduction front."""
+    with user_errors():
+        from compress_agents.leaderboard import leaderboard_tables  # noqa: PLC0415
+        from compress_agents.leaderboard_figures import write_leaderboard  # noqa: PLC0415
+        from compress_agents.scores import read_scores  # noqa: PLC0415
+
+        scores = read_scores(folders)
+        tables = leaderboard_tables(scores, score, speedup or [])
+        written = write_leaderboard(scores, score, tables, out or folders[0] / "leaderboard")
+    for table in tables:
+        OUT.print(table.terminal())
+    OUT.print(f"Written to {written}, with the pictures", markup=False, soft_wrap=True)

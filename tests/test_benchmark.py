@@ -76,10 +76,10 @@ def test_agents_are_listed_with_settings_in_brackets() -> None:
 
 
 def test_searches_are_all_combinations_with_names_of_their_own() -> None:
-    made = searches("uniform", "sac", "sac[noise=0.2]", seeds=2, target_reductions=(0.95, 0.97))
+    made = searches("uniform", "sac", "sac[reach=0.2]", seeds=2, target_reductions=(0.95, 0.97))
     assert len({search.name for search in made}) == len(made) == 12
     assert [search.config.seed for search in made] == [0] * 6 + [1] * 6
-    assert {search.config.agent_options for search in made} == {"", "noise=0.2"}
+    assert {search.config.agent_options for search in made} == {"", "reach=0.2"}
     assert {search.config.evaluations for search in made} == {6}
 
 
