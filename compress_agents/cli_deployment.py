@@ -201,7 +201,7 @@ def latency_table(
     found = table_summary(table)
     OUT.print(
         f"{found['engine']} {found['version']}, batch {found['batch_size']}, "
-        f"{found['threads']} threads: all layers together {found['float32']:.3f} ms in float32, "
+        f"threads: {found['threads']}; all layers together {found['float32']:.3f} ms in float32, "
         f"{found['int8']:.3f} ms in 8-bit integers",
         highlight=False,
         soft_wrap=True,

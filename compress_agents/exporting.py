@@ -169,8 +169,7 @@ def _runners(path: Path) -> Iterator[tuple[str, Predict]]:
         if engine not in versions:
             continue
         run = open_session(engine, path, _BATCH).run
-        release = versions[engine].partition("-")[0]  # OpenVINO's has its commit behind it
-        yield f"{engine} {release}", partial(_predict_in_full_batches, run)
+        yield f"{engine} {versions[engine]}", partial(_predict_in_full_batches, run)
 
 
 def _predict_in_full_batches(run: Run, images: torch.Tensor) -> torch.Tensor:

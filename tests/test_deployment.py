@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -223,6 +224,7 @@ def test_export_says_how_faithful_and_how_small(
     assert f"{accuracy:.2%}" in next(line for line in output.splitlines() if "PyTorch  " in line)
     for engine in ("onnxruntime", "openvino"):
         line = next(line for line in output.splitlines() if engine in line)
+        assert re.fullmatch(rf"{engine} [\d.]+", line.split("│")[1].strip())
         agreement = float(line.split("│")[2].strip(" %"))
         assert agreement >= 99.5
     small = (tmp_path / "compressed.onnx").stat().st_size

@@ -165,7 +165,8 @@ def versions_of(engines: Sequence[str]) -> dict[str, str]:
     for engine in engines:
         if engine not in ENGINES:
             raise ValueError(f"engines must be among {', '.join(ENGINES)}, not '{engine}'")
-        versions[engine] = str(__import__(engine).__version__)
+        version = str(__import__(engine).__version__)
+        versions[engine] = version.partition("-")[0]  # OpenVINO's has its commit behind it
     return versions
 
 
@@ -197,5 +198,5 @@ def latency_table(report: LatencyReport) -> str:
         for line in lines
     ]
     engines = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    note = f"{engines}; {report.threads} threads; medians of {report.repeats} interleaved runs"
+    note = f"{engines}; threads: {report.threads}; medians of {report.repeats} interleaved runs"
     return "\n".join([*text, note])
