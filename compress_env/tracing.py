@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import traceback
 from typing import Any
@@ -43,7 +44,9 @@ def symbolic_trace(network: nn.Module) -> fx.GraphModule:
         ValueError: the network's control flow depends on data; names the line.
     """
     try:
-        return fx.GraphModule(network, _Tracer().trace(network))
+        module = fx.GraphModule(network, _Tracer().trace(network))
+        _call_by_position(module)
+        return module
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         outside = [
@@ -57,6 +60,15 @@ def symbolic_trace(network: nn.Module) -> fx.GraphModule:
             f"network: torch.fx cannot trace it at {frame.filename}:{frame.lineno} ('{line}'): "
             f"{error}"
         ) from error
+
+
+def _call_by_position(module: fx.GraphModule) -> None:
+    """Give modules by position what they are given by name, so that `args[0]` is their input."""
+    for node in module.graph.nodes:
+        if node.op == "call_module" and node.kwargs:
+            signature = inspect.signature(module.get_submodule(str(node.target)).forward)
+            bound = signature.bind(*node.args, **node.kwargs)
+            node.args, node.kwargs = bound.args, bound.kwargs
 
 
 def record_shapes(module: fx.GraphModule, input_shape: tuple[int, int, int]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from samples import QUICK, liven, random_masks
+from torch import nn
 
 from benchmarks.network_list import LISTED
 from compress_env.evaluation import (
@@ -21,6 +22,7 @@ from compress_env.evaluation import (
     kernels,
     running,
 )
+from compress_env.evaluation.cache import tensor_bytes
 from compress_env.evaluation.evaluator import Evaluation
 from compress_env.importance import rank_channels
 from compress_env.layer_graph import LayerGraph, trace
@@ -190,25 +192,71 @@ def test_caches_of_the_fast_engine_are_bounded_in_bytes(digits_task: Compression
     graph, calibration = digits_task.graph, digits_task.calibration.images
     limit = 1_500_000  # a pruned network with its samples is about as large
     engine = FastEngine(graph, calibration, cache_bytes=limit)
-    caches = (engine.preparer.weights, engine._networks, engine._images)
+    caches = (engine.preparer.weights, engine._networks)
     for seed in range(6):
         images = torch.randn(4, 3, 8, 8)
         engine.logits(mixed_plan(graph, [3, 5, 8], "evenly", seed), images)
         assert engine.preparer.weights.bytes <= limit
         assert engine._networks.bytes <= limit or len(engine._networks) == 1
-        assert len(engine._images) == 1
     assert len(engine.preparer.weights) > 20
     engine.forget()
     assert not any(map(len, caches))
 
 
-def test_images_changed_in_place_are_seen(digits_task: CompressionTask) -> None:
+def test_what_a_plan_adds_to_a_cached_network_is_counted(digits_task: CompressionTask) -> None:
+    graph, calibration = digits_task.graph, digits_task.calibration.images
+    engine = FastEngine(graph, calibration)
+    for widths in ([32], [4], [8, 32]):  # folded float layers and scales are kept with the network
+        engine.prepare(mixed_plan(graph, widths, "evenly"))
+    (pruned,) = [value for value, _ in engine._networks._entries.values()]
+    assert len(pruned.floats) == len(graph.layers)
+    assert engine._networks.bytes == tensor_bytes(pruned)
+
+
+def test_images_in_memory_seen_before_are_not_taken_for_the_same(
+    digits_task: CompressionTask,
+) -> None:
     graph, calibration = digits_task.graph, digits_task.calibration.images
     engine, plan = FastEngine(graph, calibration), CompressionPlan.dense(graph, bits=6)
-    images = digits_task.search.images[:20].clone()
+    memory = digits_task.search.images[:20].contiguous().numpy().copy()
+    images = torch.from_numpy(memory)
     first = engine.logits(plan, images)
-    images.copy_(images.flip(0))
+    turned = engine.logits(plan, images.transpose(2, 3))
+    assert torch.equal(turned, engine.logits(plan, images.transpose(2, 3).clone()))
+    assert not torch.equal(turned, first)
+    memory[:] = memory[::-1].copy()  # without the tensor's knowledge
     assert torch.equal(engine.logits(plan, images), first.flip(0))
+
+
+def test_outputs_may_take_part_in_training(digits_task: CompressionTask) -> None:
+    scale = torch.ones(10, requires_grad=True)
+    (digits_task.dense_evaluation.logits * scale).sum().backward()
+    assert torch.equal(scale.grad, digits_task.dense_evaluation.logits.sum(0))
+
+
+class NamedArguments(nn.Module):
+    """Calls everything by the names of its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu(input=self.norm(input=self.first(input=x)))
+        x = torch.add(input=self.second(input=x), other=x)
+        return self.head(input=x.mean(dim=(2, 3)))
+
+
+def test_arguments_may_be_given_by_name() -> None:
+    images = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = NamedArguments()
+    liven(network, images[:8])
+    graph = trace(network, (3, 8, 8))
+    assert graph.folds == {"first": "norm"}
+    plan = mixed_plan(graph, [6], "evenly")
+    quick, slow = (kind(graph, images[:8]) for kind in (FastEngine, ReferenceEngine))
+    assert torch.equal(quick.logits(plan, images), slow.logits(plan, images))
 
 
 def test_evaluation_counts_correct_predictions() -> None:

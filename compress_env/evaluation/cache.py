@@ -46,10 +46,22 @@ class BoundedCache(Generic[Value]):
         if self.limit > 0:
             self._entries[key] = (value, size)
             self.bytes += size
+        self._drop_oldest()
+        return value
+
+    def weigh(self, key: Hashable) -> None:
+        """Count the bytes of an entry anew, after something was added to it."""
+        if key in self._entries:
+            value, before = self._entries[key]
+            size = tensor_bytes(value)
+            self._entries[key] = (value, size)
+            self.bytes += size - before
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
         while self.bytes > self.limit and len(self._entries) > 1:
             _, (_, dropped) = self._entries.popitem(last=False)
             self.bytes -= dropped
-        return value
 
 
 def tensor_bytes(value: object) -> int:

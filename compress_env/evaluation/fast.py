@@ -58,8 +58,6 @@ class FastEngine:
             graph, self.program, self.batch_size, calibration_images.device, cache_bytes
         )
         self._networks: BoundedCache[Pruned] = BoundedCache(cache_bytes)
-        # The images that were seen last, of whatever size.
-        self._images: BoundedCache[Any] = BoundedCache(1)
         self.workers = Workers()
         self.lock = RLock()
 
@@ -73,13 +71,16 @@ class FastEngine:
         self.lock = RLock()
 
     def forget(self) -> None:
-        """Drop everything remembered about earlier plans and images."""
+        """Drop everything remembered about earlier plans."""
         with self.lock:
-            for cache in (self.preparer.weights, self._networks, self._images):
+            for cache in (self.preparer.weights, self._networks):
                 cache.clear()
 
     def logits(self, plan: CompressionPlan, images: torch.Tensor) -> torch.Tensor:
-        """Outputs of the plan's network: float32 (images, classes)."""
+        """Outputs of the plan's network: float32 (images, classes).
+
+        Images in channels-last order need not be copied.
+        """
         with (
             self.lock,
             torch.inference_mode(),
@@ -92,35 +93,27 @@ class FastEngine:
                     values = {self.program.input: batch}
                     return result_of(self.program, run_steps(prepared, self.program.steps, values))
 
-            outputs = self.workers.map(run, self._batches(images), threads_for(images))
-            return torch.cat(outputs).clone()
+            threads = threads_for(images)
+            batches = split(images, self.batch_size, threads)
+            outputs = self.workers.map(run, batches, threads)
+            found = torch.cat(outputs)
+        return found.clone()  # which, not made in inference mode, may take part in training
 
     def prepare(self, plan: CompressionPlan) -> Prepared:
         """Build, calibrate and quantize a plan's network."""
         with self.lock:
             kept = plan.kept_atoms(self.graph)
-            pruned: Pruned = self._networks.get(kept.tobytes(), lambda: self._prune(kept))
-            return self.preparer.prepare(plan, pruned)
+            key = kept.tobytes()
+            pruned: Pruned = self._networks.get(key, lambda: self._prune(kept))
+            prepared = self.preparer.prepare(plan, pruned)
+            self._networks.weigh(key)  # it now holds what was made for this plan
+            return prepared
 
     def _prune(self, kept: np.ndarray) -> Pruned:
         modules = pruned_modules(self.graph, kept)
         changed = not bool(kept.all())
         samples = calibrate(modules, self.graph, self.calibration_images, changed, self.program)
         return Pruned(kept, modules, samples)
-
-    def _batches(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Equal batches in channels-last order; remembered for the images seen last."""
-        threads = threads_for(images)
-        if images.is_inference():  # whether they change is not to be known
-            return split(images, self.batch_size, threads)
-        key = (images.data_ptr(), tuple(images.shape), images._version, threads)
-
-        def make() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-            # The images are held so that their address stays theirs.
-            return images, split(images, self.batch_size, threads)
-
-        batches: tuple[torch.Tensor, ...] = self._images.get(key, make)[1]
-        return batches
 
 
 def threads_for(images: torch.Tensor) -> int:

@@ -93,7 +93,8 @@ class StepwiseEngine:
             torch.inference_mode(),
             convolution_precision(device, tensor_cores=False),
         ):
-            return self._logits(plan, decided)
+            found = self._logits(plan, decided)
+        return found.clone()  # which, not made in inference mode, may take part in training
 
     def _logits(self, plan: CompressionPlan, decided: int) -> torch.Tensor:
         program, kept = self.engine.program, plan.kept_atoms(self.engine.graph)
@@ -116,7 +117,7 @@ class StepwiseEngine:
         found = self.engine.workers.map(run, start.batches, threads_for(self.images))
         batches, outputs = [before for before, _ in found], [output for _, output in found]
         self._prefix = _Prefix(stop, tuple(marks[:stop]), walked, batches)
-        return torch.cat(outputs).clone()
+        return torch.cat(outputs)
 
     def _ending_in_floats(self, start: int, stop: int) -> list[LayerStep | PlainStep]:
         """Steps that hand on floats to those after them, whatever codes these will want."""
