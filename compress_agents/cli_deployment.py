@@ -150,8 +150,7 @@ def latency(
 
             sizes = parse_counts("batch_sizes", batch_sizes)
             found = find_run(run).moved(data_root, "cpu")
-            engines = None if engine is None else [engine]
-            report, written = time_run(found, sizes, repeats, threads, engines, memory, json_file)
+            report, written = time_run(found, sizes, repeats, threads, engine, memory, json_file)
     except KeyboardInterrupt:
         raise interrupted("the same command") from None
     if found.compressed is None:

@@ -6,16 +6,14 @@ Every option is defined once, here: its name, default, and the line that the com
 from __future__ import annotations
 
 import math
-import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from compress_agents.options import (
-    as_word,
+    command_line,
     option,
-    option_name,
     parse_bits,
     parse_first_last_bits,
     parse_settings,
@@ -135,17 +133,9 @@ class SearchConfig(ABC):
 
     def command(self) -> str:
         """The command line of this run; what has its default is left out."""
-        words = ["compress-agents", *self.command_name.split()]
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if value == entry.default:
-                continue
-            name = option_name(entry)
-            if isinstance(value, bool):
-                words.append(f"--{'' if value else 'no-'}{name}")
-            else:
-                words.append(f"--{name} {shlex.quote(as_word(value))}")
-        return " ".join(words)
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        return command_line(f"compress-agents {self.command_name}", values, defaults)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ class FoundRun:
         config: options of the run.
         best_plan: file of its best plan, if it has one.
         compressed: file of its fine-tuned network, if it has one.
+        data_root: folder of the data set, if it is not where the run found it.
     """
 
     given: Path
@@ -57,12 +58,13 @@ class FoundRun:
     config: SearchConfig
     best_plan: Path | None
     compressed: Path | None
+    data_root: str | None = None
 
     def moved(self, data_root: str | None, device: str | None) -> FoundRun:
         """The same run with its images elsewhere, or on another device."""
         given = {"data_root": data_root, "device": device}
         changed: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
-        return replace(self, config=replace(self.config, **changed))
+        return replace(self, config=replace(self.config, **changed), data_root=data_root)
 
     def task(self) -> CompressionTask:
         """The dense network and its data, as the run had them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from compress_agents.config import to_json
 from compress_agents.deployment import BEST, CONFIG_ENTRY, find_run
-from compress_agents.options import as_word
+from compress_agents.options import command_line
 from compress_env.compressed_file import COMPRESSED_FILE, FINETUNED_FOLDER
 from compress_env.evaluation import evaluate_network
 from compress_env.finetune import CHECKPOINT_FILE, finetune
@@ -56,9 +55,7 @@ class Finetuning:
         name = FINETUNED_FOLDER if plan == BEST else f"{FINETUNED_FOLDER}-{Path(plan).stem}"
         self.folder = found.folder / name if out is None else out.expanduser()
         moved = {"plan": plan, "out": out, "data_root": data_root, "device": device}
-        defaults = {"plan": BEST}
-        given = {key: value for key, value in moved.items() if value != defaults.get(key)}
-        self.command = _command(run, options, given)
+        self.command = _command(run, options, moved)
         self.options, self.resume = options, resume
         self._check_folder()
         self.task = found.task()
@@ -128,16 +125,8 @@ def _command(run: Path, options: FinetuneOptions, more: dict[str, Any]) -> str:
     """The command line; what has its default is left out."""
     values = {entry.name: getattr(options, entry.name) for entry in fields(options)}
     defaults = {entry.name: entry.default for entry in fields(options)}
-    words = ["compress-agents finetune", shlex.quote(str(run))]
-    for key, value in {**values, **more}.items():
-        name = key.replace("_", "-")
-        if value == defaults.get(key):
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{name}")
-        else:
-            words.append(f"--{name} {shlex.quote(as_word(value))}")
-    return " ".join(words)
+    defaults["plan"] = BEST
+    return command_line("compress-agents finetune", {**values, **more}, defaults, str(run))
 
 
 def finetuning_table(results: dict[str, Any], title: str) -> Table:

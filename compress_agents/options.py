@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import Field, field
 from typing import Any
 
 __all__ = [
     "as_word",
+    "command_line",
     "option",
     "option_name",
     "parse_bits",
@@ -109,3 +111,26 @@ def as_word(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "none" if value is None else str(value)
+
+
+def command_line(
+    command: str, values: Mapping[str, Any], defaults: Mapping[str, Any], *arguments: str
+) -> str:
+    """A command as it is typed; options that have their default are left out.
+
+    Args:
+        command: program and command.
+        values: of the options, by name.
+        defaults: likewise; what is not in it has the default None.
+        *arguments: what goes before the options.
+    """
+    words = [command, *map(shlex.quote, arguments)]
+    for key, value in values.items():
+        name = key.replace("_", "-")
+        if value == defaults.get(key):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            words.append(f"--{name} {shlex.quote(as_word(value))}")
+    return " ".join(words)

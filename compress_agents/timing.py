@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from compress_agents.deployment import FoundRun
 from compress_agents.exporting import dense_float
+from compress_agents.options import command_line
 from compress_agents.runs import write_json
 from compress_env.export import export_onnx
 from compress_env.latency import LatencyReport, LatencyTable, measure_latency
@@ -32,6 +33,11 @@ _DATASETS: Mapping[str, tuple[int, int]] = {
 }
 """Side of the images in pixels and number of classes, where the data set says them."""
 
+BATCH_SIZES, REPEATS = (1, 32), 50
+"""Images per pass, and interleaved runs, unless told otherwise."""
+
+_DEFAULTS = {"batch_sizes": BATCH_SIZES, "repeats": REPEATS, "memory": True}
+
 
 def parse_counts(name: str, text: str) -> tuple[int, ...]:
     """`"1,32"` as numbers.
@@ -50,10 +56,10 @@ def parse_counts(name: str, text: str) -> tuple[int, ...]:
 
 def time_run(
     found: FoundRun,
-    batch_sizes: Sequence[int] = (1, 32),
-    repeats: int = 50,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    repeats: int = REPEATS,
     threads: int | None = None,
-    engines: Sequence[str] | None = None,
+    engine: str | None = None,
     memory: bool = True,
     json_file: Path | None = None,
 ) -> tuple[LatencyReport, Path]:
@@ -64,7 +70,7 @@ def time_run(
         batch_sizes: images per pass.
         repeats: interleaved runs that medians are over.
         threads: threads per pass; None: as many as there are cores.
-        engines: some of `compress_env.latency.ENGINES`; None: those that are installed.
+        engine: one of `compress_env.latency.ENGINES`; None: all that are installed.
         memory: measure peak memory too.
         json_file: gets the report; None: `latency.json` where the run is.
 
@@ -90,10 +96,19 @@ def time_run(
         export_onnx(network, shape, files[EXACT], plan=plan)
         export_onnx(network, shape, files[INTEGER], plan=plan, calibration_images=images)
         with _Bar("Timing", "row") as bar:
+            engines = None if engine is None else [engine]
             report = measure_latency(
                 files, batch_sizes, repeats, threads, engines, memory, progress=bar.show
             )
-    about = {"network": task.network_name, "input_shape": list(shape)}
+    options = {
+        "batch_sizes": tuple(batch_sizes), "repeats": repeats, "threads": threads,
+        "engine": engine, "memory": memory, "json": json_file, "data_root": found.data_root,
+    }  # fmt: skip
+    about = {
+        "command": command_line("compress-agents latency", options, _DEFAULTS, str(found.given)),
+        "network": task.network_name,
+        "input_shape": list(shape),
+    }
     write_json(written, {**about, **asdict(report)})
     return report, written
 

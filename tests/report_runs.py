@@ -39,7 +39,12 @@ def make_runs(folder: Path) -> tuple[Path, Path]:
         {"file": "dense", "engine": "onnxruntime", "batch_size": 1, "milliseconds": 3.25},
         {"file": "small", "engine": "onnxruntime", "batch_size": 1, "milliseconds": 1.5},
     ]
-    latency = {"rows": rows, "threads": 2, "versions": {"onnxruntime": "1.0"}}
+    latency = {
+        "command": "compress-agents latency it --threads 2",
+        "rows": rows,
+        "threads": 2,
+        "versions": {"onnxruntime": "1.0"},
+    }
     (searched / "latency.json").write_text(json.dumps(latency))
     return searched, plain
 
@@ -62,5 +67,7 @@ def hostile_copy(run: Path, folder: Path) -> Path:
             data["results"]["stopped"] = HOSTILE
         (copy / name).write_text(json.dumps(data))
     rows = [{"file": HOSTILE, HOSTILE: HOSTILE, "milliseconds": HOSTILE, "ratio": None}]
-    (copy / "latency.json").write_text(json.dumps({"rows": rows, "versions": {HOSTILE: 1}}))
+    (copy / "latency.json").write_text(
+        json.dumps({"command": HOSTILE, "rows": rows, "versions": {HOSTILE: 1}})
+    )
     return copy

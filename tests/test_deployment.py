@@ -283,7 +283,12 @@ def test_latency_compares_three_files(trained: tuple[Path, str], tmp_path: Path)
         "latency", trained[0], "--batch-sizes", "2", "--repeats", "2", "--threads", "1",
         "--no-memory", "--engine", "onnxruntime", "--json", file,
     )  # fmt: skip
-    rows = json.loads(file.read_text())["rows"]
+    written = json.loads(file.read_text())
+    assert written["command"] == (
+        f"compress-agents latency {trained[0]} --batch-sizes 2 --repeats 2 --threads 1 "
+        f"--engine onnxruntime --no-memory --json {file}"
+    )
+    rows = written["rows"]
     assert [row["file"] for row in rows] == [
         "dense float32", "compressed, exact form", "compressed, integer form",
     ]  # fmt: skip

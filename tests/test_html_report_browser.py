@@ -37,7 +37,7 @@ return [...document.querySelectorAll("svg[role=img]")].map(svg => {
   const texts = [...svg.querySelectorAll("text")];
   const inside = text => {
     const own = text.getBoundingClientRect();
-    return own.left >= box.left - 1 && own.right <= box.right + 1
+    return own.left >= box.left && own.right <= box.right
       && own.top >= box.top - 1 && own.bottom <= box.bottom + 1;
   };
   return {

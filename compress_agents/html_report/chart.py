@@ -14,7 +14,7 @@ Ticks = Sequence[tuple[float, str]]
 """Values and what is written at them."""
 
 WIDTH, HEIGHT = 400.0, 290.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 16.0, 30.0, 48.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60.0, 16.0, 30.0, 48.0
 _RADIUS = 4.5
 
 

@@ -23,7 +23,7 @@ from compress_agents.html_report.svg import (
 
 __all__ = ["accuracy_range", "intervals", "loss_curve", "percent_ticks", "run_curves"]
 
-_ROW, _LABEL, _VALUE, _WIDTH = 38.0, 104.0, 62.0, 400.0
+_ROW, _LABEL, _VALUE, _WIDTH = 38.0, 116.0, 62.0, 400.0
 
 
 def run_curves(run: Run) -> list[Picture]:
@@ -145,9 +145,11 @@ def intervals(run: Run) -> Picture:
         ("best plan", report["test_accuracy"], "first"),
     ]
     if run.uniform_finetuning is not None:
-        rows.insert(2, ("  fine-tuned", run.uniform_finetuning.results["test_accuracy"], "uniform"))
+        rows.insert(
+            2, ("then fine-tuned", run.uniform_finetuning.results["test_accuracy"], "uniform")
+        )
     if run.finetuning is not None:
-        rows.append(("  fine-tuned", run.finetuning.results["test_accuracy"], "first"))
+        rows.append(("then fine-tuned", run.finetuning.results["test_accuracy"], "first"))
     ends = [wilson_interval(accuracy, images) for _, accuracy, _ in rows]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     bottom = _ROW * len(rows) + 12

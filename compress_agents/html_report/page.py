@@ -113,6 +113,9 @@ def _run_part(place: int, run: Run) -> dict[str, Any]:
     ):
         if found is not None and found.command:
             commands.append((what, found.command))
+    for name, data in run.latencies.items():
+        if isinstance(data.get("command"), str):
+            commands.append((f"The latencies in {name}", data["command"]))
     versions = report.get("versions")
     return {
         "name": run.name,

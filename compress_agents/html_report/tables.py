@@ -283,7 +283,7 @@ def latency_table(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]], 
             is_number = isinstance(value, (int, float))
             texts.append(write(value) if is_number else str(value))
         rows.append(texts)
-    notes = [f"{data[name]} {name}" for name in ("threads", "repeats") if name in data]
+    notes = [f"{name}: {data[name]}" for name in ("threads", "repeats") if name in data]
     versions = data.get("versions")
     if isinstance(versions, dict):
         notes += [f"{name} {version}" for name, version in versions.items()]
