@@ -20,7 +20,7 @@ from compress_env.latency import LatencyReport, LatencyTable, measure_latency
 from compress_env.layer_graph import LayerGraph, trace
 from compress_env.networks import NETWORKS, build_network
 
-__all__ = ["make_latency_table", "parse_counts", "time_run"]
+__all__ = ["make_latency_table", "parse_counts", "table_graph", "table_summary", "time_run"]
 
 DENSE, EXACT, INTEGER = "dense float32", "compressed, exact form", "compressed, integer form"
 """Names of the files in a report."""
