@@ -6,8 +6,7 @@ Only what ``--help`` needs is imported here; torch and the rest follow when a co
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +15,16 @@ import typer
 from compress_agents.cli_benchmark import app as _benchmark_app
 from compress_agents.cli_deployment import app as _deployment_app
 from compress_agents.cli_options import build_config, takes_options
-from compress_agents.cli_output import ERR, INTERRUPTED, OUT, interrupted, refuse, user_errors
+from compress_agents.cli_output import (
+    ERR,
+    INTERRUPTED,
+    OUT,
+    interrupted,
+    run_errors,
+    user_errors,
+)
 from compress_agents.cli_report import app as _report_app
+from compress_agents.cli_transfer import app as _transfer_app
 from compress_agents.config import TrainingConfig
 
 __all__ = ["app", "main"]
@@ -98,7 +105,7 @@ def _run(prepare: Callable[[], Any]) -> None:
         with user_errors():
             search = prepare()
         where = f"{search.config.command()} --run-dir {search.folder.path} --resume"
-        with search_progress(OUT, search.config.budget) as show, _run_errors():
+        with search_progress(OUT, search.config.budget) as show, run_errors():
             report = search.run(show)
     except KeyboardInterrupt:
         raise interrupted(where or "the same command") from None
@@ -106,17 +113,6 @@ def _run(prepare: Callable[[], Any]) -> None:
 
     OUT.print(report_table(report, f"Report of {search.folder.path}"))
     OUT.print(f"Files are in {search.folder.path}", markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _run_errors() -> Iterator[None]:
-    """During a search only a disk that fails, or a target never met, is the user's concern."""
-    from compress_agents.reporting import NoPlanError  # noqa: PLC0415
-
-    try:
-        yield
-    except (NoPlanError, OSError) as error:
-        raise refuse(error) from None
 
 
 @app.command("evaluate")
@@ -204,6 +200,7 @@ def train_dense_network(
 app.add_typer(_benchmark_app)
 app.add_typer(_deployment_app)
 app.add_typer(_report_app)
+app.add_typer(_transfer_app)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-__all__ = ["ERR", "INTERRUPTED", "OUT", "interrupted", "refuse", "user_errors"]
+__all__ = ["ERR", "INTERRUPTED", "OUT", "interrupted", "refuse", "run_errors", "user_errors"]
 
 OUT = Console()
 ERR = Console(stderr=True)
@@ -37,6 +37,17 @@ def user_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         if os.environ.get("COMPRESS_AGENTS_TRACEBACK"):
             raise
+        raise refuse(error) from None
+
+
+@contextmanager
+def run_errors() -> Iterator[None]:
+    """During a search only a disk that fails, or a target never met, is the user's concern."""
+    from compress_agents.reporting import NoPlanError  # noqa: PLC0415
+
+    try:
+        yield
+    except (NoPlanError, OSError) as error:
         raise refuse(error) from None
 
 

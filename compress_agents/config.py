@@ -245,7 +245,9 @@ def from_json(data: Mapping[str, Any]) -> SearchConfig:
     Raises:
         ValueError: it is not one.
     """
-    kinds = {kind.command_name: kind for kind in (TrainingConfig,)}
+    from compress_agents.transfer_config import TransferConfig  # noqa: PLC0415  it needs this
+
+    kinds = {kind.command_name: kind for kind in (TrainingConfig, TransferConfig)}
     values = dict(data)
     kind = kinds.get(values.pop("command", ""))
     if kind is None:

@@ -23,6 +23,7 @@ class GNNRL(PPOAgent):
     """PPO with an m-GNN each for actor and critic."""
 
     environment: ClassVar[Mapping[str, Any]] = {"observation": "hierarchical"}
+    encoder_module: ClassVar[str] = "mgnn"
 
     def policy(self, layer_by_layer: bool) -> tuple[Any, dict[str, Any]]:
         """See `PPOAgent`."""

@@ -58,12 +58,12 @@ def curves_figure(scores: Scores, task: Task, score: str) -> Figure:
         if np.isfinite(middle[-1]):
             lowest.append(float(middle[-1]))
     first = scores.runs(task)[0]
-    for what, label, color in (
+    for what, label, gray in (
         ("dense", "dense network", "#222222"),
         ("uniform", "uniform bits", "#888888"),
     ):
         value = first[f"{what}_search_accuracy"]
-        axes.axhline(value, color=color, linestyle=":", linewidth=1.2, label=label)
+        axes.axhline(value, color=gray, linestyle=":", linewidth=1.2, label=label)
         lowest.append(value)
     # The first plans of some agents are guesses; they must not press all others into one line.
     top = axes.get_ylim()[1]

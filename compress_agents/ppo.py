@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
@@ -52,6 +53,11 @@ class PPOAgent(StableBaselinesAgent):
     discount: float = 1.0
     entropy: float = 0.0
 
+    encoder_module: ClassVar[str] = "encoder"
+    """Name of the module that is the graph network, within the features extractors."""
+    prepare: Callable[[PPO], None] | None = field(default=None, init=False, repr=False)
+    """Called with the algorithm once it is built, to give it weights from elsewhere."""
+
     def __post_init__(self) -> None:
         # PPO normalises advantages over an update, which takes two.
         if self.update_interval < 2 or self.update_epochs < 1:
@@ -73,7 +79,7 @@ class PPOAgent(StableBaselinesAgent):
         with warnings.catch_warnings():
             # That the last batch of an update may be smaller than the others.
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-            return PPO(
+            learner = PPO(
                 policy,
                 env,
                 n_steps=self.update_interval,
@@ -88,6 +94,9 @@ class PPOAgent(StableBaselinesAgent):
                 # DGL's wheel knows the CPU only, and the agent is small.
                 device="cpu",
             )
+        if self.prepare is not None:
+            self.prepare(learner)
+        return learner
 
 
 @dataclass(kw_only=True)
