@@ -98,7 +98,9 @@ class FoundRun:
             )
             return decoder.plan(decoder.base)
         if name == BEST and self.best_plan is None:
-            raise ValueError(f"plan: {self.given} has no best_plan.json yet")
+            raise ValueError(
+                f"plan: {self.given} has no best_plan.json yet; name a run that has one"
+            )
         path = self.best_plan if name == BEST else Path(name)
         assert path is not None
         if not path.exists():

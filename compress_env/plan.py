@@ -186,7 +186,10 @@ class CompressionPlan:
             data = json.loads(Path(path).read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"plan: {path} is not JSON: {error}") from error
-        return CompressionPlan.from_json(data, graph, network)
+        try:
+            return CompressionPlan.from_json(data, graph, network)
+        except ValueError as error:
+            raise ValueError(f"plan: {path}: {str(error).removeprefix('plan: ')}") from error
 
 
 def _check_names(what: str, found: dict[str, Any], expected: list[str]) -> None:

@@ -110,6 +110,10 @@ def test_bad_entries_are_refused(
 
 
 @pytest.mark.parametrize("data", [None, [], "plan", {}])
-def test_other_json_is_no_plan(graph: LayerGraph, data: object) -> None:
-    with pytest.raises(ValueError, match="not a compression plan"):
+def test_other_json_is_no_plan(graph: LayerGraph, data: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^plan: not a compression plan"):
         CompressionPlan.from_json(data, graph)
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"^plan: .*p\.json: not a compression plan"):
+        CompressionPlan.load(file, graph)
