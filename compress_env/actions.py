@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress_env.checks import check_choice, check_count
 from compress_env.complexity import LATENCY, METRICS, ComplexityModel, reduction
 from compress_env.importance import rank_group
 from compress_env.layer_graph import LayerGraph
@@ -407,9 +408,7 @@ def check_arguments(
     Raises:
         ValueError: names the argument and what is allowed.
     """
-    if metric not in (*METRICS, LATENCY):
-        allowed = ", ".join((*METRICS, LATENCY))
-        raise ValueError(f"metric must be one of {allowed}, not '{metric}'")
+    check_choice("metric", metric, (*METRICS, LATENCY))
     number = isinstance(target_reduction, (int, float, np.floating))
     if not number or not 0.0 < target_reduction < 1.0:
         raise ValueError(f"target_reduction must be above 0 and below 1, not {target_reduction!r}")
@@ -424,9 +423,4 @@ def check_arguments(
         isinstance(first_last_bits, (int, np.integer)) and first_last_bits in ALLOWED_BITS
     ):
         raise ValueError(f"first_last_bits must be None, 2 to 8 or 32, not {first_last_bits!r}")
-    if isinstance(channel_multiple, bool) or not (
-        isinstance(channel_multiple, (int, np.integer)) and channel_multiple >= 1
-    ):
-        raise ValueError(
-            f"channel_multiple must be a whole number from 1, not {channel_multiple!r}"
-        )
+    check_count("channel_multiple", channel_multiple)

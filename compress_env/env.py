@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from compress_env.actions import Choice, check_arguments
+from compress_env.checks import check_choice, check_count, check_flag
 from compress_env.complexity import LATENCY
 from compress_env.data import Splits
 from compress_env.graphs import ObservationGraph, to_dgl
@@ -213,28 +214,14 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         finetune_steps: int = 0,
         render_mode: str | None = None,
     ) -> None:
-        if step_mode not in STEP_MODES:
-            raise ValueError(f"step_mode must be one of {', '.join(STEP_MODES)}, not '{step_mode}'")
-        if channel_action not in CHANNEL_ACTIONS:
-            known = ", ".join(CHANNEL_ACTIONS)
-            raise ValueError(f"channel_action must be one of {known}, not '{channel_action}'")
+        check_choice("step_mode", step_mode, STEP_MODES)
+        check_choice("channel_action", channel_action, CHANNEL_ACTIONS)
         if channel_action == "choice" and step_mode != "layer":
             raise ValueError("channel_action must be 'count' unless step_mode is 'layer'")
-        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-            raise ValueError(f"max_steps must be a whole number from 1, not {max_steps!r}")
-        if reward not in REWARDS if isinstance(reward, str) else not callable(reward):
-            raise ValueError(f"reward must be one of {', '.join(REWARDS)}, not '{reward}'")
-        if not isinstance(project_to_budget, bool):
-            raise ValueError(f"project_to_budget must be True or False, not {project_to_budget!r}")
-        if (
-            observation not in OBSERVATIONS
-            if isinstance(observation, str)
-            else not callable(observation)
-        ):
-            raise ValueError(
-                f"observation must be one of {', '.join(OBSERVATIONS)}, or a callable, "
-                f"not '{observation}'"
-            )
+        check_count("max_steps", max_steps)
+        check_choice("reward", reward, REWARDS, own=True)
+        check_flag("project_to_budget", project_to_budget)
+        check_choice("observation", observation, OBSERVATIONS, own=True)
         check_step_evaluation(evaluate_every_step, step_images, dense_reward, step_mode)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be 'ansi' or 'rgb_array', not '{render_mode}'")

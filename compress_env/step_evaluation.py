@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import numpy as np
-
+from compress_env.checks import check_count, check_flag
 from compress_env.evaluation import (
     Evaluation,
     FastEngine,
@@ -26,15 +25,9 @@ def check_step_evaluation(
     Raises:
         ValueError: names the argument and what is allowed.
     """
-    for name, value in (
-        ("evaluate_every_step", evaluate_every_step),
-        ("dense_reward", dense_reward),
-    ):
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} must be True or False, not {value!r}")
-    whole = isinstance(step_images, (int, np.integer)) and not isinstance(step_images, bool)
-    if not whole or step_images < 1:  # type: ignore[operator]
-        raise ValueError(f"step_images must be a whole number from 1, not {step_images!r}")
+    check_flag("evaluate_every_step", evaluate_every_step)
+    check_flag("dense_reward", dense_reward)
+    check_count("step_images", step_images)
     if evaluate_every_step and step_mode != "layer":
         raise ValueError("evaluate_every_step must be False unless step_mode is 'layer'")
     if dense_reward and not evaluate_every_step:

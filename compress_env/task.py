@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from compress_env.actions import ActionDecoder
+from compress_env.checks import check_choice, check_count, check_path
 from compress_env.complexity import Complexity, ComplexityModel, reduction
 from compress_env.data import ImageSet, Splits, load_splits, normalize
 from compress_env.datasets.image_sets import stratified_order
@@ -96,19 +97,14 @@ class CompressionTask:
         engine: str | EngineFactory = "fast",
         finetune_steps: int = 0,
     ) -> None:
-        _check_count("search_images", search_images)
-        _check_count("calibration_images", calibration_images)
-        _check_count("seed", seed, least=0)
-        _check_count("finetune_steps", finetune_steps, least=0)
-        known = isinstance(importance, str) and importance in IMPORTANCES
-        if not known and (isinstance(importance, str) or not callable(importance)):
-            raise ValueError(
-                f"importance must be one of {', '.join(IMPORTANCES)}, not '{importance}'"
-            )
-        if engine not in ENGINES if isinstance(engine, str) else not callable(engine):
-            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not '{engine}'")
-        _check_path("data_root", data_root)
-        _check_path("weights", weights)
+        check_count("search_images", search_images)
+        check_count("calibration_images", calibration_images)
+        check_count("seed", seed, least=0)
+        check_count("finetune_steps", finetune_steps, least=0)
+        check_choice("importance", importance, IMPORTANCES, own=True)
+        check_choice("engine", engine, ENGINES, own=True)
+        check_path("data_root", data_root)
+        check_path("weights", weights)
         if not isinstance(network, (str, nn.Module)):
             raise ValueError(f"network must be a name or an nn.Module, not {network!r}")
         if not isinstance(dataset, (str, Splits)):
@@ -241,16 +237,6 @@ class CompressionTask:
             evaluator = Evaluator(self.engine, part.images, part.labels, cache_bytes=0)
             outputs.append(evaluator.evaluate(plan).logits)
         return Evaluation(torch.cat(outputs), torch.from_numpy(labels.copy()))
-
-
-def _check_count(name: str, value: object, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
-
-
-def _check_path(name: str, value: object) -> None:
-    if value is not None and not isinstance(value, (str, os.PathLike)):
-        raise ValueError(f"{name} must be a path, not {value!r}")
 
 
 def _check_device(device: str | torch.device) -> torch.device:

@@ -317,7 +317,9 @@ def test_observations_stay_in_their_range() -> None:
     env.reset()
     rng = np.random.default_rng(0)
     for _ in range(20):
-        observation = env.step(rng.uniform(-1, 1, env.action_space.shape))[0]
+        observation, _, *over, _ = env.step(rng.uniform(-1, 1, env.action_space.shape))
+        if any(over):
+            env.reset()
         arrays = to_arrays(observation)
         assert np.isfinite(arrays.node_features).all()
         assert np.abs(arrays.node_features).max() <= 1.5
@@ -366,7 +368,7 @@ def test_other_rewards_are_best_for_the_dense_network(name: str) -> None:
         ({"network": 3}, "network must be a name or an nn.Module, not 3"),
         ({"device": None}, "device must be a name such as 'cpu' or 'cuda', not None"),
         ({"device": "meta"}, "device: 'meta' holds no values"),
-        ({"engine": 3}, "engine must be one of fast, reference, not '3'"),
+        ({"engine": 3}, "engine must be one of fast, reference, or a callable, not 3"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], words: str) -> None:
@@ -378,17 +380,12 @@ def test_make_and_reset_take_under_three_seconds() -> None:
     script = (
         "import time, gymnasium, torch, compress_env, compress_env.dgl_import, sklearn.datasets\n"
         "import torchvision\n"
-        "started = time.perf_counter()\n"
+        "started = time.process_time()\n"  # other tests may be running beside this one
         f"gymnasium.make({ID!r}).reset(seed=0)\n"
-        "print(time.perf_counter() - started)"
+        "print(time.process_time() - started)"
     )
-    times = []
-    for _ in range(2):  # other tests may be running beside this one
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", script],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        times.append(float(done.stdout))
-        if times[-1] < 3:
-            break
-    assert min(times) < 3
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert float(done.stdout) < 3

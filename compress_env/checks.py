@@ -1,0 +1,59 @@
+"""Refusing arguments of a wrong type or value, by their names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Refuse what is no whole number, or a smaller one.
+
+    Raises:
+        ValueError: names the argument and what is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
+
+
+def check_choice(name: str, value: object, known: Iterable[str], own: bool = False) -> None:
+    """Refuse what is not among some names.
+
+    Args:
+        name: the argument.
+        value: what was given for it.
+        known: the names.
+        own: whether a callable may be given instead.
+
+    Raises:
+        ValueError: names the argument and what is allowed.
+    """
+    names = list(known)
+    if isinstance(value, str) and value in names:
+        return
+    if own and not isinstance(value, str) and callable(value):
+        return
+    allowed = ", ".join(names) + (", or a callable" if own else "")
+    raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+
+
+def check_path(name: str, value: object) -> None:
+    """Refuse what is neither a path nor None.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{name} must be a path, not {value!r}")
