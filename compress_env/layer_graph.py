@@ -203,10 +203,6 @@ class LayerGraph:
             multiples.append(sizes.size if np.all(sizes == sizes[0]) else 1)
         return np.array(multiples, dtype=np.int64)
 
-    def kept_channels(self, kept_atoms: np.ndarray) -> np.ndarray:
-        """Number of kept output channels of every layer, int64 (layers,)."""
-        return np.array([int(kept_atoms[layer.out_atoms].sum()) for layer in self.layers])
-
 
 def trace(network: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> LayerGraph:
     """Trace a network and find its layers and coupling groups.

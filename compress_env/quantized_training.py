@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -222,8 +221,3 @@ def _optimizer(network: nn.Module, options: FinetuneOptions) -> torch.optim.Opti
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.learning_rate)
     return torch.optim.SGD(groups, lr=options.learning_rate, momentum=_MOMENTUM, nesterov=True)
-
-
-def diverged(loss: float, first_loss: float, num_classes: int) -> bool:
-    """Whether a loss is no number, or twice as bad as both the first one and guessing."""
-    return not math.isfinite(loss) or loss > 2 * max(first_loss, math.log(num_classes))

@@ -46,11 +46,6 @@ class Motif:
     edges: np.ndarray
     operations: tuple[Operation, ...]
 
-    def describe(self) -> str:
-        """The kinds of its operations in order, as in `"conv normalize activate"`."""
-        made = dict(zip(self.edges[1].tolist(), self.operations, strict=True))
-        return " ".join(made[value].kind for value in sorted(made))
-
 
 @dataclass(frozen=True)
 class Occurrence:
