@@ -15,9 +15,10 @@ from filelock import FileLock, Timeout
 
 from compress_agents.benchmark_options import Search
 from compress_agents.config import TrainingConfig
+from compress_agents.entries import entry_of_run
 from compress_agents.processes import Failure, Send, run_in_processes
 from compress_agents.results import COLUMNS, CURVE_COLUMNS, Result, read_result, write_csv
-from compress_agents.runs import RunFolder
+from compress_agents.runs import RunFolder, write_json
 from compress_agents.training import open_run
 
 __all__ = ["Benchmark", "Progress", "default_jobs"]
@@ -56,6 +57,7 @@ class Benchmark:
     | ``logs/NAME.txt`` | what it printed, and its error |
     | ``results.csv`` | a line per finished run, of earlier benchmarks in the folder too |
     | ``curves.csv`` | best plan so far against evaluations |
+    | ``entries/NAME.json`` | its plan and figures, for `compress-agents verify` |
 
     Finished runs are read, interrupted ones gone on with. Nothing is written before `run`.
 
@@ -131,7 +133,7 @@ class Benchmark:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        for name in ("runs", "logs"):
+        for name in ("runs", "logs", "entries"):
             (self.out / name).mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.out / ".lock", timeout=0)
         try:
@@ -155,6 +157,8 @@ class Benchmark:
         result = read_result(self._folder(search), search.config)
         if result is not None:
             results[search.name] = result
+            entry = entry_of_run(self._folder(search), search.config, result.row)
+            write_json(self.out / "entries" / f"{search.name}.json", entry.to_json())
 
     def _write(self) -> None:
         ordered = [self.results[s.name] for s in self.searches if s.name in self.results]

@@ -1,4 +1,4 @@
-"""The commands that compare agents: ``benchmark | leaderboard``."""
+"""The commands that compare agents: ``benchmark | leaderboard | verify``."""
 
 from __future__ import annotations
 
@@ -61,7 +61,11 @@ def benchmark(
 def leaderboard(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER", help="Folders of benchmarks.", show_default=False),
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Folders of benchmarks, run folders, files of entries.",
+            show_default=False,
+        ),
     ],
     score: Annotated[
         str, typer.Option(help="Rank by search_accuracy, test_accuracy or best_reward.")
@@ -86,7 +90,43 @@ def leaderboard(
 
         scores = read_scores(folders)
         tables = leaderboard_tables(scores, score, speedup or [])
-        written = write_leaderboard(scores, score, tables, out or folders[0] / "leaderboard")
+        first = folders[0] if folders[0].is_dir() else folders[0].parent
+        written = write_leaderboard(scores, score, tables, out or first / "leaderboard")
     for table in tables:
         OUT.print(table.terminal())
     OUT.print(f"Written to {written}, with the pictures", markup=False, soft_wrap=True)
+
+
+@app.command("verify")
+def verify(
+    entry: Annotated[
+        Path, typer.Argument(metavar="ENTRY", help="The file of an entry.", show_default=False)
+    ],
+    data_root: Annotated[
+        str | None, typer.Option(help="Folder of the data set.", show_default="none")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="File of the dense weights.", show_default="as the entry says"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
+    tolerance: Annotated[
+        float, typer.Option(help="By how much an accuracy may differ, 0 to 1.")
+    ] = 0.0,
+) -> None:
+    """Rebuild an entry's network and recompute its figures; 1: they differ, 2: no entry."""
+    with user_errors():
+        if not 0 <= tolerance < 1:
+            raise ValueError(f"tolerance must be at least 0 and below 1, not {tolerance}")
+        from compress_agents.entries import read_entry, verify_entry  # noqa: PLC0415
+
+        read = read_entry(entry)
+        measured, problems = verify_entry(read, data_root, weights, device, tolerance)
+    from compress_agents.reporting import report_table  # noqa: PLC0415
+
+    OUT.print(report_table(measured, f"Plan of {entry}"))
+    for problem in problems:
+        ERR.print(f"Differs: {problem}", markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    OUT.print(f"All {len(read.figures)} figures are as claimed.")

@@ -13,6 +13,7 @@ from typing import Any
 from compress_agents.benchmark_options import agent_label
 from compress_agents.config import TrainingConfig
 from compress_agents.runs import RunFolder, write_atomically
+from compress_agents.transfer_config import TransferConfig
 
 __all__ = ["COLUMNS", "CURVE_COLUMNS", "Result", "read_result", "write_csv"]
 
@@ -85,7 +86,7 @@ def read_result(folder: RunFolder, config: TrainingConfig) -> Result | None:
     row = {
         "env_id": config.env_id,
         "target_reduction": config.target_reduction,
-        "agent": agent_label(config.agent, config.agent_options),
+        "agent": _label(config),
         "seed": config.seed,
         "budget": config.evaluations,
         "late_accuracy": statistics.fmean(late),
@@ -95,6 +96,15 @@ def read_result(folder: RunFolder, config: TrainingConfig) -> Result | None:
     }
     points = best_so_far(episodes, config.target_reduction)
     return Result(row, [{**row, **point} for point in points])
+
+
+def _label(config: TrainingConfig) -> str:
+    """The agent as tables name it."""
+    label = agent_label(config.agent, config.agent_options)
+    if not isinstance(config, TransferConfig):
+        return label
+    how = ", zero-shot" if config.zero_shot else ", frozen" if config.freeze_encoder else ""
+    return f"{label} from {Path(config.source).name}{how}"
 
 
 def best_so_far(

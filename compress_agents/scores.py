@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from compress_agents.aggregates import Array
-from compress_agents.results import COLUMNS, CURVE_COLUMNS
+from compress_agents.config import TrainingConfig
+from compress_agents.entries import read_entry
+from compress_agents.results import COLUMNS, CURVE_COLUMNS, read_result
+from compress_agents.runs import RunFolder
 
 __all__ = ["SCORES", "Scores", "Task", "curve_name", "read_scores"]
 
@@ -123,36 +126,62 @@ def task_of(row: Row) -> Task:
     return Task(**{name: row[name] for name in Task.__dataclass_fields__})
 
 
-def read_scores(folders: Iterable[Path]) -> Scores:
-    """Read the results of benchmarks.
+def read_scores(sources: Iterable[Path]) -> Scores:
+    """Read results.
 
-    A run that several of them hold counts once.
+    A run that several sources hold counts once.
+
+    Args:
+        sources: folders of benchmarks, run folders, files of entries (which have no curve).
 
     Raises:
-        ValueError: a folder holds none, or runs of one task differ in what they start from.
+        ValueError: one of them is none, or runs of one task differ in what they start from.
     """
     rows: dict[tuple[Task, str, int], Row] = {}
-    points: dict[tuple[Task, str, int], list[Row]] = {}
-    for folder in folders:
-        images = {}
-        for row in read_csv(folder / "results.csv", COLUMNS):
+    points: dict[tuple[Task, str, int], Sequence[Row]] = {}
+    for source in sources:
+        for row, curve in _read_source(source):
             key = (task_of(row), row["agent"], row["seed"])
             rows.setdefault(key, row)
-            images[row["run"]] = row["num_search_images"]
-        found: dict[tuple[Task, str, int], list[Row]] = {}
-        for point in read_csv(folder / "curves.csv", CURVE_COLUMNS):
-            if point["run"] in images:
-                whole = {**point, "num_search_images": images[point["run"]]}
-                key = (task_of(whole), point["agent"], point["seed"])
-                found.setdefault(key, []).append(point)
-        for key, curve in found.items():
-            points.setdefault(key, curve)
+            if curve:
+                points.setdefault(key, curve)
     if not rows:
         raise ValueError("folder: no run is finished yet")
     scores = Scores(list(rows.values()), points)
     for task in scores.tasks:
         _check_same_start(task, scores.runs(task))
     return scores
+
+
+def _read_source(source: Path) -> Iterable[tuple[Row, Sequence[Row]]]:
+    if source.is_file():
+        return [(_entry_row(source), [])]
+    run = RunFolder(source)
+    if run.config.exists():
+        config = run.read_config()
+        assert isinstance(config, TrainingConfig)
+        result = read_result(run, config)
+        return [] if result is None else [(result.row, result.curve)]
+    curves: dict[str, list[Row]] = {}
+    for point in read_csv(source / "curves.csv", CURVE_COLUMNS):
+        curves.setdefault(point["run"], []).append(point)
+    rows = read_csv(source / "results.csv", COLUMNS)
+    return [(row, curves.get(row["run"], [])) for row in rows]
+
+
+def _entry_row(path: Path) -> Row:
+    """An entry as a line of results.
+
+    Raises:
+        ValueError: it is none, or claims too little to be compared.
+    """
+    entry = read_entry(path)
+    figures = {**entry.figures, "dense_test_accuracy": entry.figures.get("baseline_test_accuracy")}
+    row = {**vars(entry), "env_id": entry.config().env_id, "run": path.name, **figures}
+    missing = [name for name in COLUMNS if row.get(name) is None]
+    if missing:
+        raise ValueError(f"entry: {path} lacks figures.{missing[0]}, which comparing takes")
+    return {name: row[name] for name in COLUMNS}
 
 
 def _check_same_start(task: Task, rows: Sequence[Row]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,12 @@ from compress_agents.benchmark_options import (
     split_label,
 )
 from compress_agents.cli import app
+from compress_agents.entries import entry_of_plan, read_entry, verify_entry
+from compress_agents.environments import make_environment
 from compress_agents.results import COLUMNS, CURVE_COLUMNS, best_so_far
 from compress_agents.runs import RunFolder
+from compress_agents.scores import read_scores
+from compress_agents.training import open_run
 
 TINY: dict[str, Any] = {
     "env_ids": ("JointPruneQuant-v0",),
@@ -170,3 +176,80 @@ def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
     Benchmark(todo, tmp_path / "interrupted").run(2)
     for name in ("results.csv", "curves.csv"):
         assert read(tmp_path / "whole" / name) == read(tmp_path / "interrupted" / name)
+
+
+def tampered(path: Path, change: Callable[[Any], None]) -> str:
+    """The file of an entry, changed."""
+    data = json.loads(path.read_text())
+    change(data)
+    out = path.with_name("tampered.json")
+    out.write_text(json.dumps(data))
+    return str(out)
+
+
+def test_an_entry_can_be_checked_by_anybody(tmp_path: Path) -> None:
+    # The tiny network is made at random, so everybody makes the same one.
+    folder = tmp_path / "out"
+    made = Benchmark(searches("gaussian"), folder)
+    open_run(made.searches[0].config, str(folder / "runs" / made.searches[0].name)).run()
+    made.run(1)
+    (path,) = (folder / "entries").iterdir()
+    result = runner.invoke(app, ["verify", str(path)])
+    assert result.exit_code == 0, result.output
+
+    def claim_more(data: Any) -> None:
+        data["figures"]["test_accuracy"] += 0.1
+
+    def use_more_bits(data: Any) -> None:
+        for layer in data["plan"]["layers"].values():
+            layer["weight_bits"] = 8
+
+    for change, named in (
+        (claim_more, ["test_accuracy"]),
+        (use_more_bits, ["bops", "size_bits", "below the target"]),
+    ):
+        result = runner.invoke(app, ["verify", tampered(path, change)])
+        assert result.exit_code == 1, result.output
+        assert all(name in result.stderr for name in named)
+
+    def leave_out(data: Any) -> None:
+        del data["figures"]["reduction"]
+
+    def misspell(data: Any) -> None:
+        data["task"]["targt_reduction"] = 0.5
+
+    def mistype(data: Any) -> None:
+        data["task"]["target_reduction"] = "much"
+
+    def forget_a_layer(data: Any) -> None:
+        data["plan"]["layers"].popitem()
+
+    for change, name in (
+        (leave_out, "figures.reduction"),
+        (misspell, "task.targt_reduction"),
+        (mistype, "task.target_reduction"),
+        (forget_a_layer, "layer"),
+        (dict.clear, "format"),
+    ):
+        result = runner.invoke(app, ["verify", tampered(path, change)])
+        assert result.exit_code == 2, result.output
+        assert name in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    for source in (path, folder, folder / "runs" / made.searches[0].name):
+        (row,) = read_scores([source]).rows
+        assert row["search_accuracy"] == made.results[made.searches[0].name].row["search_accuracy"]
+
+
+def test_a_plan_from_elsewhere_becomes_an_entry(tmp_path: Path) -> None:
+    (search,) = searches("uniform")
+    env = make_environment(search.config)
+    plan = env.decoder.plan(env.decoder.base)
+    entry = entry_of_plan(plan, search.config, "by hand", "python mine.py", 3)
+    path = tmp_path / "entry.json"
+    path.write_text(json.dumps(entry.to_json()))
+    read = read_entry(path)
+    assert read.agent == "by hand" and read.config().target_reduction == 0.97
+    measured, problems = verify_entry(read)
+    assert problems == []
+    assert measured["search_accuracy"] == measured["uniform_search_accuracy"]
+    (row,) = read_scores([path]).rows
+    assert row["agent"] == "by hand" and row["budget"] == 3
