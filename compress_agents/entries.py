@@ -100,7 +100,9 @@ class Entry:
         Raises:
             ValueError: an option has a value that is not allowed.
         """
-        task = {n: tuple(v) if isinstance(v, list) else v for n, v in self.task.items()}
+        task: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in self.task.items()
+        }
         if weights is not None:
             task["weights"] = weights
         # The agent has no part in what a plan is worth, and need not be installed.

@@ -142,19 +142,16 @@ def open_transfer(
 def zero_shot_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     """What an agent proposes for networks that it has not seen, beside uniform bits."""
     table = Table(title="Plans without training", title_justify="left")
-    table.add_column("network")
-    table.add_column("reduction", justify="right")
-    for split in ("search", "test"):
-        for what in ("dense", "uniform", "agent"):
-            table.add_column(f"{split}, {what}", justify="right")
+    for column in ("network", "reduction", "split", "dense", "uniform", "agent"):
+        table.add_column(column, justify="left" if column in ("network", "split") else "right")
     for report in reports:
-        accuracies = [
-            report[name]
-            for name in (
-                "dense_search_accuracy", "uniform_search_accuracy", "search_accuracy",
-                "baseline_test_accuracy", "uniform_test_accuracy", "test_accuracy",
+        for split, dense in (("search", "dense_search"), ("test", "baseline_test")):
+            first = split == "search"
+            accuracies = [report[f"{name}_accuracy"] for name in (dense, f"uniform_{split}", split)]
+            table.add_row(
+                report["network"] if first else "",
+                f"{report['reduction']:.2%}" if first else "",
+                split,
+                *(f"{value:.2%}" for value in accuracies),
             )
-        ]  # fmt: skip
-        numbers = [f"{value:.2%}" for value in (report["reduction"], *accuracies)]
-        table.add_row(report["network"], *numbers)
     return table
