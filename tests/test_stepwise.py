@@ -15,10 +15,13 @@ from samples import liven
 
 from benchmarks.network_list import LISTED
 from compress_env import JointPruneQuantEnv
-from compress_env.evaluation import FastEngine, ReferenceEngine, StepwiseEngine
+from compress_env.calibration import Walk, walk
+from compress_env.evaluation import FastEngine, ReferenceEngine, StepwiseEngine, stepwise
+from compress_env.evaluation.running import run_steps
 from compress_env.importance import rank_channels
 from compress_env.layer_graph import LayerGraph, trace
 from compress_env.plan import CompressionPlan
+from compress_env.program import Program
 
 
 def episode(graph: LayerGraph, seed: int, prune: float, floats: bool) -> list[CompressionPlan]:
@@ -78,19 +81,35 @@ def test_steps_are_what_the_engines_give(name: str) -> None:
     assert np.mean(shares) >= 0.98
 
 
-def test_only_the_rest_of_the_network_is_computed_again() -> None:
+@pytest.mark.parametrize("prune", [0.0, 1.0])
+def test_only_the_rest_of_the_network_is_computed_again(
+    monkeypatch: pytest.MonkeyPatch, prune: float
+) -> None:
     graph, calibration, images = lively("resnet20")
     engine = StepwiseEngine(FastEngine(graph, calibration), calibration, images)
-    plans = episode(graph, 0, 0.0, False)
-    engine.logits(plans[9], 10)
-    prefix = engine._prefix
+    plans = episode(graph, 0, prune, False)
     engine.logits(plans[10], 11)
+    prefix, steps = engine._prefix, len(engine.engine.program.steps)
     assert prefix is not None
-    assert prefix.place > len(engine.engine.program.steps) // 3
-    assert engine._start([*prefix.marks, b"other"]) is not prefix  # it has moved on
+    assert prefix.place > steps // 3
+    assert prefix.walk.place == (prefix.place if prune else 0)
+    walked, ran = [], []
+
+    def counting_walk(program: Program, find: Any, start: Walk, stop: int, again: bool) -> Walk:
+        walked.append(stop - start.place)
+        return walk(program, find, start, stop, again)
+
+    def counting_run(prepared: Any, some: list[Any], values: Any) -> Any:
+        ran.append(len(some))
+        return run_steps(prepared, some, values)
+
+    monkeypatch.setattr(stepwise, "walk", counting_walk)
+    monkeypatch.setattr(stepwise, "run_steps", counting_run)
+    engine.logits(plans[11], 12)  # the first layer of a block, which prunes a group of its own
+    assert sum(ran) == (steps - prefix.place) * len(prefix.batches)
+    assert sum(walked) == (steps - prefix.place if prune else 0)
     # What it keeps is of the images alone: a few values at one place of the network.
-    kept = sum(len(values) for values in engine._prefix.batches)
-    assert kept <= 3 * len(engine._prefix.batches)
+    assert sum(map(len, engine._prefix.batches)) <= 3 * len(engine._prefix.batches)
 
 
 def test_plans_need_not_be_those_of_an_episode() -> None:
