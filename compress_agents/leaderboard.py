@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
+from rich.text import Text
 
 from compress_agents.aggregates import Array, Estimate, estimate, median
 from compress_agents.scores import Scores, Task, curve_name
@@ -47,22 +48,23 @@ class Table:
     def terminal(self) -> TerminalTable:
         """For the terminal."""
         table = TerminalTable(
-            title=self.title,
+            title=Text(self.title),
             title_justify="left",
-            caption=self.note or None,
+            caption=Text(self.note) if self.note else None,
             caption_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
         for column in range(len(self.head)):
             table.add_column(
-                self.head[column],
+                Text(self.head[column]),
                 justify="right" if column > 1 else "left",
                 no_wrap=column == 1,
                 overflow="fold",
             )
         for row in self.rows:
-            table.add_row(*row)
+            # Settings of agents are in brackets, which would be markup.
+            table.add_row(*map(Text, row))
         return table
 
 

@@ -20,6 +20,7 @@ Task = TypeVar("Task")
 Send = Callable[[Any], None]
 
 _PATIENCE = 5.0
+"""Seconds that a process has to leave in order."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ def _receive(connection: Connection, process: Any) -> Any:
 
 def _child(sender: Connection, work: Callable[[Task, Send], None], task: Task) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Leave in order, so that locks and files in memory are given back.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(task, sender.send)

@@ -125,10 +125,11 @@ def test_tables_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_table_and_pictures(tmp_path: Path) -> None:
-    write_benchmark(tmp_path / "a", {"one": [0.52, 0.54], "two": [0.55]})
+    write_benchmark(tmp_path / "a", {"one": [0.52, 0.54], "two": [0.55], "two[size=3]": [0.53]})
     folder = str(tmp_path / "a")
     result = runner.invoke(app, ["leaderboard", folder, "--speedup", "two:one"])
     assert result.exit_code == 0, result.output
+    assert "two[size=3]" in result.output
     page = (tmp_path / "a" / "leaderboard" / "leaderboard.md").read_text()
     for name in ("curves-1", "front-1"):
         assert f"({name}.svg)" in page
