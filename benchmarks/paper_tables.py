@@ -105,7 +105,7 @@ def results_page(rows: Sequence[Row], picture: str) -> str:
                 [
                     r.reduction,
                     r.what,
-                    f"{r.difference:+.2f}",
+                    "" if r.difference is None else f"{r.difference:+.2f}",
                     "" if r.goal is None else f"{r.goal:+.1f}",
                 ]
                 for r in reported
@@ -138,6 +138,12 @@ network against the dense one is better judged by the paired difference on the s
 and Min's interval). The checkpoints have seen the search images in their own training, which is why
 search accuracies are so high; differences still rank plans. Training images are a lossy copy of
 CIFAR-10's, with a quarter of every batch from lossless ones that neither search nor test uses.
+
+The plans are kept in `benchmarks/results/plans`, and the commands below train them; with `--plans`
+and the name of an empty folder they search anew. The joint plans here were found with
+`compress-agents train --target-reduction T --total-timesteps 500` (default agent, seed 0, one
+search per target) as it was at commit 45126b6. Fewer epochs than a row would like are what two
+cores had time for; rows that are missing were not trained yet.
 """
 
 
@@ -158,7 +164,7 @@ def write_curves(points: Sequence[Row], path: Path) -> None:
                 linestyle="--" if "uniform" in method else "-",
             )
         axes.set(title=_TITLES.get(network, network), xlabel="step", ylabel="search accuracy, %")
-        axes.set_ylim(bottom=60)
+        axes.set_ylim(60, 101)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="lower right")
     text = io.StringIO()

@@ -3,8 +3,10 @@
     python -m benchmarks.papers --data-root cifar10 --weights-dir weights
 
 searches a plan for every row that needs one, trains its network and measures it on the test images;
-rows, searches and trainings that were finished or interrupted are gone on with. Without
-`--data-root` it only makes `docs/results.md` anew from `benchmarks/results/papers.csv`.
+rows, searches and trainings that were finished or interrupted are gone on with. Plans that were
+found are kept in `benchmarks/results/plans` and trained from there; `--plans FOLDER` with an empty
+folder searches them again. Without `--data-root` it only makes `docs/results.md` anew from
+`benchmarks/results/papers.csv`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.paper_rows import CURVES, NUMBERS, RESULTS, ROWS, PaperRow
+from benchmarks.paper_rows import CURVES, NUMBERS, PLANS, RESULTS, ROWS, PaperRow
 from benchmarks.paper_tables import results_page, write_curves
 from compress_agents.config import TrainingConfig
 from compress_agents.runs import RunFolder, write_atomically
@@ -36,11 +38,12 @@ PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images and the dense weights lie, and where runs are kept."""
+    """Where the images and the dense weights lie, and where runs and plans are kept."""
 
     data_root: str
     weights_dir: Path
     runs: Path
+    plans: Path = PLANS
 
     def weights(self, row: PaperRow) -> str:
         """File of a row's dense weights."""
@@ -73,13 +76,17 @@ class Source:
 def find_plan(
     row: PaperRow, source: Source, task: CompressionTask, folder: Path
 ) -> CompressionPlan:
-    """The plan of a row: searched, or told by its bits."""
+    """The plan of a row: told by its bits, the one kept in `PLANS`, or searched and then kept."""
     if row.bits is not None:
         return row.uniform_plan(task.graph)
-    run = RunFolder(folder)
-    if not run.report.exists():
-        open_run(source.config(row), str(folder), run.config.exists()).run()
-    return CompressionPlan.load(run.best_plan, task.graph, row.network)
+    kept = source.plans / f"{row.name}.json"
+    if not kept.exists():
+        run = RunFolder(folder)
+        if not run.report.exists():
+            open_run(source.config(row), str(folder), run.config.exists()).run()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, run.best_plan.read_bytes())
+    return CompressionPlan.load(kept, task.graph, row.network)
 
 
 def carry_out(row: PaperRow, source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -168,6 +175,7 @@ def main() -> None:
     parser.add_argument("--data-root", help="folder with train/, val/ and test/ of CIFAR-10")
     parser.add_argument("--weights-dir", type=Path, help="folder of the dense checkpoints")
     parser.add_argument("--runs", type=Path, default=Path("runs/papers"), help="run folders")
+    parser.add_argument("--plans", type=Path, default=PLANS, help="plans found before")
     parser.add_argument("--only", default="", help="rows whose name holds this; see --list")
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     parser.add_argument("--csv", type=Path, default=RESULTS, help="the file of the rows")
@@ -183,7 +191,7 @@ def main() -> None:
             parser.error("--weights-dir is needed beside --data-root")
         if not chosen:
             parser.error(f"--only {arguments.only}: no row has that in its name; see --list")
-        source = Source(arguments.data_root, arguments.weights_dir, arguments.runs)
+        source = Source(arguments.data_root, arguments.weights_dir, arguments.runs, arguments.plans)
         for row in chosen:
             print(f"== {row.name}")
             try:
@@ -211,4 +219,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("\nInterrupted. Go on with the same command.") from None

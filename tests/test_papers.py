@@ -42,7 +42,7 @@ def source(tmp_path: Path) -> papers.Source:
     file = default_weights("resnet20", "digits")
     assert file is not None
     (weights / "resnet20-digits.safetensors").symlink_to(file)
-    return papers.Source(str(tmp_path / "digits"), weights, tmp_path / "runs")
+    return papers.Source(str(tmp_path / "digits"), weights, tmp_path / "runs", tmp_path / "plans")
 
 
 def test_a_row_from_plan_to_page(source: papers.Source, tmp_path: Path, monkeypatch) -> None:
@@ -52,6 +52,7 @@ def test_a_row_from_plan_to_page(source: papers.Source, tmp_path: Path, monkeypa
     out, page = tmp_path / "papers.csv", tmp_path / "results.md"
     arguments = ["--csv", str(out), "--page", str(page)]
     data = ["--data-root", source.data_root, "--weights-dir", str(source.weights_dir)]
+    data += ["--plans", str(source.plans)]
     monkeypatch.setattr("sys.argv", ["papers", *arguments, *data, "--runs", str(source.runs)])
     papers.main()
     first = out.read_text()
