@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from compress_agents.cli_benchmark import app as _benchmark_app
-from compress_agents.cli_deployment import app as _deployment_app
-from compress_agents.cli_options import build_config, takes_options
-from compress_agents.cli_output import (
+from compress_agents.command_line.benchmark import app as _benchmark_app
+from compress_agents.command_line.cli_options import build_config, takes_options
+from compress_agents.command_line.deployment import app as _deployment_app
+from compress_agents.command_line.output import (
     ERR,
     INTERRUPTED,
     OUT,
@@ -23,8 +23,8 @@ from compress_agents.cli_output import (
     run_errors,
     user_errors,
 )
-from compress_agents.cli_report import app as _report_app
-from compress_agents.cli_transfer import app as _transfer_app
+from compress_agents.command_line.report import app as _report_app
+from compress_agents.command_line.transfer import app as _transfer_app
 from compress_agents.config import TrainingConfig
 
 __all__ = ["app", "main"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
-from compress_agents.options import (
+from compress_agents.command_line.options import (
     command_line,
     option,
     parse_bits,

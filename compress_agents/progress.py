@@ -18,7 +18,7 @@ from rich.progress import (
 from compress_agents.records import Record
 
 if TYPE_CHECKING:
-    from compress_agents.benchmark import Progress as BenchmarkProgress
+    from compress_agents.benchmarking.benchmark import Progress as BenchmarkProgress
 
 __all__ = ["benchmark_progress", "search_progress"]
 

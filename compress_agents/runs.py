@@ -11,8 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from compress_agents.command_line.options import option_name
 from compress_agents.config import SearchConfig, from_json, to_json
-from compress_agents.options import option_name
 
 __all__ = ["RunFolder", "read_json", "write_atomically", "write_json"]
 

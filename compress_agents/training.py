@@ -9,6 +9,7 @@ import numpy as np
 from stable_baselines3.common.logger import configure
 
 from compress_agents.agents import Agent, build_agent
+from compress_agents.agents.ppo import PPOAgent
 from compress_agents.callbacks import LearningFinished, RunCallback
 from compress_agents.checkpoints import (
     load_checkpoint,
@@ -18,7 +19,6 @@ from compress_agents.checkpoints import (
 )
 from compress_agents.config import TrainingConfig
 from compress_agents.environments import make_vector_environment
-from compress_agents.ppo import PPOAgent
 from compress_agents.records import Record, is_finished
 from compress_agents.running import Run, SearchRun
 from compress_env.wrappers import PaddedGraph

@@ -19,7 +19,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from torch import Tensor
 
 from compress_agents.agents import build_agent
-from compress_agents.ppo import PPOAgent
+from compress_agents.agents.ppo import PPOAgent
 from compress_agents.runs import RunFolder
 from compress_agents.training import Training
 from compress_agents.transfer_config import TransferConfig

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from compress_agents.command_line.options import as_word, option, option_name
 from compress_agents.config import TrainingConfig
-from compress_agents.options import as_word, option, option_name
 from compress_agents.runs import RunFolder
 
 __all__ = ["TransferConfig", "transfer_config"]

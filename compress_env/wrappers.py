@@ -38,8 +38,8 @@ class PaddedGraph(
     """Observes a dictionary of arrays of fixed size instead of a DGL graph.
 
     All entries are one-dimensional, matrices being stored row by row, because that is what
-    Stable-Baselines3 and RLlib take without complaint; ``compress_agents.batching`` takes a batch
-    of them apart again.
+    Stable-Baselines3 and RLlib take without complaint; ``compress_agents.graph_networks.batching``
+    takes a batch of them apart again.
 
     | key | shape | dtype | meaning |
     |---|---|---|---|

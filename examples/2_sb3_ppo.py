@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 import compress_env  # noqa: F401  registers the ids
-from compress_agents.extractors import DGLFeaturesExtractor
+from compress_agents.graph_networks.extractors import DGLFeaturesExtractor
 from compress_env.wrappers import PaddedGraph
 
 parser = argparse.ArgumentParser()

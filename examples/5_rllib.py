@@ -25,7 +25,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.tune.registry import register_env
 from torch import Tensor, nn
 
-from compress_agents.extractors import DGLFeaturesExtractor
+from compress_agents.graph_networks.extractors import DGLFeaturesExtractor
 from compress_env.wrappers import PaddedGraph
 
 

@@ -16,16 +16,16 @@ from test_training import Killed, episodes, kill_after
 from typer.testing import CliRunner
 
 from compress_agents.agents import AGENTS, build_agent
+from compress_agents.agents.haq import lower_in_turn
+from compress_agents.agents.integer_program import solve
+from compress_agents.agents.layer_ddpg import LayerDDPG, Walk
+from compress_agents.agents.sensitivity import lower_to_budget, search_space
 from compress_agents.cli import app
+from compress_agents.command_line.options import parse_settings
 from compress_agents.config import TrainingConfig
-from compress_agents.haq import lower_in_turn
-from compress_agents.integer_program import solve
-from compress_agents.layer_ddpg import LayerDDPG, Walk
 from compress_agents.measuring import BudgetSpent, EvaluationLog, MeasuredEnv
-from compress_agents.options import parse_settings
 from compress_agents.records import Record
 from compress_agents.runs import RunFolder
-from compress_agents.sensitivity import lower_to_budget, search_space
 from compress_agents.training import open_run
 from compress_env.env import Appraisal, JointPruneQuantEnv
 

@@ -13,10 +13,10 @@ from fake_graph_env import NUM_FEATURES, NUM_GLOBALS, FakeGraphEnv, chain, membe
 from stable_baselines3 import PPO
 from torch import Tensor
 
-from compress_agents.batching import batch_graphs
-from compress_agents.encoders import ENCODERS, GCN, build_encoder
-from compress_agents.extractors import DGLFeaturesExtractor, FlatFeaturesExtractor
-from compress_agents.node_actor import NodeActorCriticPolicy
+from compress_agents.graph_networks.batching import batch_graphs
+from compress_agents.graph_networks.encoders import ENCODERS, GCN, build_encoder
+from compress_agents.graph_networks.extractors import DGLFeaturesExtractor, FlatFeaturesExtractor
+from compress_agents.graph_networks.node_actor import NodeActorCriticPolicy
 from compress_env.dgl_import import dgl
 from compress_env.observations.arrays import GraphArrays, pad
 from compress_env.observations.schema import numbered_layer_schema

@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from compress_agents.benchmark import Benchmark, Progress
-from compress_agents.benchmark_options import (
+from compress_agents.benchmarking.benchmark import Benchmark, Progress
+from compress_agents.benchmarking.benchmark_options import (
     BENCHMARK_OPTIONS,
     Search,
     list_searches,
     parse_agents,
     split_label,
 )
+from compress_agents.benchmarking.entries import entry_of_plan, read_entry, verify_entry
+from compress_agents.benchmarking.results import COLUMNS, CURVE_COLUMNS, best_so_far
+from compress_agents.benchmarking.scores import read_scores
 from compress_agents.cli import app
-from compress_agents.entries import entry_of_plan, read_entry, verify_entry
 from compress_agents.environments import make_environment
-from compress_agents.results import COLUMNS, CURVE_COLUMNS, best_so_far
 from compress_agents.runs import RunFolder
-from compress_agents.scores import read_scores
 from compress_agents.training import open_run
 
 TINY: dict[str, Any] = {

@@ -16,9 +16,9 @@ import torch
 from typer.testing import CliRunner
 
 from compress_agents.cli import app, train_dense_network
-from compress_agents.cli_options import build_config
+from compress_agents.command_line.cli_options import build_config
+from compress_agents.command_line.options import option_name, parse_bits
 from compress_agents.config import TrainingConfig
-from compress_agents.options import option_name, parse_bits
 from compress_env.networks import build_network
 from compress_env.training_options import NetworkTraining
 

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 import compress_env
 from compress_agents.cli import app
-from compress_agents.cli_deployment import _FINETUNE_OPTIONS
+from compress_agents.command_line.deployment import _FINETUNE_OPTIONS
+from compress_agents.command_line.documented_options import attribute_texts, load_alone
 from compress_agents.config import TrainingConfig, to_json
-from compress_agents.documented_options import attribute_texts, load_alone
 from compress_agents.runs import write_json
 from compress_env.evaluation import evaluate_network
 from compress_env.finetune_options import FinetuneOptions
@@ -233,7 +233,7 @@ def test_export_says_how_faithful_and_how_small(
     assert (tmp_path / "compressed-integer.onnx").is_file()
     ran("export", file, "--no-low-bit-storage", "--out", tmp_path / "wide.onnx")
     assert (tmp_path / "wide.onnx").stat().st_size > 1.5 * small
-    monkeypatch.setattr("compress_agents.exporting.GOAL", 1.1)
+    monkeypatch.setattr("compress_agents.deployment.exporting.GOAL", 1.1)
     unfaithful = runner.invoke(app, ["export", str(file)])
     assert unfaithful.exit_code == 1 and "Differs from PyTorch" in unfaithful.stderr
 

@@ -10,13 +10,13 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from compress_agents.aggregates import estimate, interquartile_mean
+from compress_agents.benchmarking.aggregates import estimate, interquartile_mean
+from compress_agents.benchmarking.leaderboard import leaderboard_tables
+from compress_agents.benchmarking.leaderboard_figures import nondominated
+from compress_agents.benchmarking.results import COLUMNS, CURVE_COLUMNS, write_csv
+from compress_agents.benchmarking.scores import read_scores
+from compress_agents.benchmarking.speedup import evaluations_to_reach, parse_pair, speedup
 from compress_agents.cli import app
-from compress_agents.leaderboard import leaderboard_tables
-from compress_agents.leaderboard_figures import nondominated
-from compress_agents.results import COLUMNS, CURVE_COLUMNS, write_csv
-from compress_agents.scores import read_scores
-from compress_agents.speedup import evaluations_to_reach, parse_pair, speedup
 
 runner = CliRunner()
 

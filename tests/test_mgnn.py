@@ -16,10 +16,10 @@ from stable_baselines3 import DDPG, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
-from compress_agents.extractors import DGLFeaturesExtractor, FlatFeaturesExtractor
-from compress_agents.mgnn import MGNN, MGNN_PRESET, MGNNFeaturesExtractor
-from compress_agents.mgnn_stages import LearnedReadout, ProductConvolution
-from compress_agents.node_actor import NodeFeaturesExtractor
+from compress_agents.graph_networks.extractors import DGLFeaturesExtractor, FlatFeaturesExtractor
+from compress_agents.graph_networks.mgnn import MGNN, MGNN_PRESET, MGNNFeaturesExtractor
+from compress_agents.graph_networks.mgnn_stages import LearnedReadout, ProductConvolution
+from compress_agents.graph_networks.node_actor import NodeFeaturesExtractor
 from compress_env.complexity import ComplexityModel
 from compress_env.dgl_import import dgl
 from compress_env.layer_graph import LayerGraph, trace

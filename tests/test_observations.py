@@ -16,7 +16,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import compress_env.observations
 from benchmarks import observation_pages
-from compress_agents.batching import batch_graphs
+from compress_agents.graph_networks.batching import batch_graphs
 from compress_env.dgl_import import dgl
 from compress_env.env import JointPruneQuantEnv
 from compress_env.observations import OBSERVATIONS, EdgeType, GraphArrays, GraphSchema, NodeType

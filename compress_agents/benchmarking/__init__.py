@@ -1,0 +1,1 @@
+"""Agents compared at equal evaluations: runs, intervals, entries that anybody can check."""

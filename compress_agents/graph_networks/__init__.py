@@ -1,0 +1,1 @@
+"""Graph networks in DGL, and what plugs them into Stable-Baselines3."""
