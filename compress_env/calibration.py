@@ -27,12 +27,15 @@ from compress_env.program import (
     run_plain,
 )
 from compress_env.quantization import SAMPLED_VALUES, sample_values
+from compress_env.workers import Workers, threads_for
 
 CALIBRATION_BATCH = 64
 """Images whose statistics a BatchNorm sees at once while a network is calibrated."""
 
 _PART_BYTES = 16 * 3 * 32 * 32 * 4
 """Bytes of the images that go through a step together."""
+
+_WORKERS = Workers()
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -55,6 +58,13 @@ class Walk:
     batches: list[list[dict[fx.Node, Any]]]
     samples: dict[int, Tensor]
     statistics: dict[str, Statistics]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the values are."""
+        values = (value for parts in self.batches for some in parts for value in some.values())
+        tensors = (value for value in values if isinstance(value, Tensor))
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def calibrate(
@@ -118,19 +128,33 @@ def walk(
         reestimate: whether BatchNorm uses and notes the statistics of the batch.
     """
     steps = program.steps[start.place : stop]
-    walker = _Walker(program.graph, find, reestimate)
-    with torch.no_grad():
-        batches = [walker.take(steps, parts) for parts in start.batches]
-    samples = {index: torch.cat(some) for index, some in walker.samples.items()}
-    statistics = {
-        name: (torch.stack([m for m, _ in some]).mean(0), torch.stack([v for _, v in some]).mean(0))
-        for name, some in walker.statistics.items()
+    for name in map(called_module, steps):
+        if name in program.graph.layer_index:
+            find(name).to(memory_format=torch.channels_last)
+    inference = torch.is_inference_mode_enabled()
+
+    def take(parts: list[dict[fx.Node, Any]]) -> tuple[_Walker, list[dict[fx.Node, Any]]]:
+        with torch.inference_mode(inference), torch.no_grad():  # threads have modes of their own
+            walker = _Walker(program.graph, find, reestimate)
+            return walker, walker.take(steps, parts)
+
+    taken = _WORKERS.map(take, start.batches, threads_for(start.device))
+    samples: dict[int, list[Tensor]] = {}
+    statistics: dict[str, list[Statistics]] = {}
+    for walker, _ in taken:
+        for index, some in walker.samples.items():
+            samples.setdefault(index, []).extend(some)
+        for name, seen in walker.statistics.items():
+            statistics.setdefault(name, []).extend(seen)
+    means = {
+        name: (torch.stack([m for m, _ in seen]).mean(0), torch.stack([v for _, v in seen]).mean(0))
+        for name, seen in statistics.items()
     }
     return Walk(
         max(stop, start.place),
-        batches,
-        {**start.samples, **samples},
-        {**start.statistics, **statistics},
+        [parts for _, parts in taken],
+        {**start.samples, **{index: torch.cat(some) for index, some in samples.items()}},
+        {**start.statistics, **means},
     )
 
 
@@ -165,7 +189,6 @@ class _Walker:
         name = called_module(step)
         index = self.graph.layer_index.get(name)
         if index is not None:
-            self.find(name).to(memory_format=torch.channels_last)
             source = reads(step)[0]
             count = max(1, SAMPLED_VALUES // len(parts))
             self.samples.setdefault(index, []).extend(

@@ -25,6 +25,7 @@ from compress_agents.command_line.options import parse_settings
 from compress_agents.config import TrainingConfig
 from compress_agents.measuring import BudgetSpent, EvaluationLog, MeasuredEnv
 from compress_agents.records import Record
+from compress_agents.running import seed_everything
 from compress_agents.runs import RunFolder
 from compress_agents.training import open_run
 from compress_env.env import Appraisal, JointPruneQuantEnv
@@ -292,6 +293,7 @@ class Until(list[float]):
 
 
 def test_layer_by_layer_ddpg_learns() -> None:
+    seed_everything(0)  # as a run does
     rewards = Until()
     with pytest.raises(BudgetSpent):
         Target(warm_up=20, noise=0.3, hidden=32).search(rewards, 0, 80)

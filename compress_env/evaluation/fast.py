@@ -16,11 +16,12 @@ from compress_env.calibration import calibrate
 from compress_env.evaluation.cache import BoundedCache
 from compress_env.evaluation.devices import convolution_precision
 from compress_env.evaluation.preparing import Prepared, Preparer, Pruned
-from compress_env.evaluation.running import Workers, result_of, run_steps
+from compress_env.evaluation.running import result_of, run_steps
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import CompressionPlan
 from compress_env.program import Program
 from compress_env.pruning import pruned_modules
+from compress_env.workers import Workers, threads_for
 
 BATCH_BYTES = 1 << 19
 """Bytes of one input batch per thread, so that the tensors of a layer stay in the cache."""
@@ -93,7 +94,7 @@ class FastEngine:
                     values = {self.program.input: batch}
                     return result_of(self.program, run_steps(prepared, self.program.steps, values))
 
-            threads = threads_for(images)
+            threads = threads_for(images.device)
             batches = split(images, self.batch_size, threads)
             outputs = self.workers.map(run, batches, threads)
             found = torch.cat(outputs)
@@ -114,11 +115,6 @@ class FastEngine:
         changed = not bool(kept.all())
         samples = calibrate(modules, self.graph, self.calibration_images, changed, self.program)
         return Pruned(kept, modules, samples)
-
-
-def threads_for(images: torch.Tensor) -> int:
-    """How many batches of images to run at once."""
-    return torch.get_num_threads() if images.device.type == "cpu" else 1
 
 
 def split(images: torch.Tensor, batch_size: int, threads: int) -> tuple[torch.Tensor, ...]:

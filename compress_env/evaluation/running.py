@@ -6,10 +6,8 @@ residual stream stays float32, as in the reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -19,8 +17,6 @@ from compress_env.evaluation.kernels import CodeFormat, IntegerConv, integer_ker
 from compress_env.evaluation.preparing import Prepared
 from compress_env.program import LayerStep, PlainStep, Program, run_plain
 
-Input = TypeVar("Input")
-Output = TypeVar("Output")
 Values = dict[fx.Node, Any]
 """What later steps read, by the node that made it."""
 
@@ -80,39 +76,3 @@ def _common_format(
         layer = layers[reader]
         formats.add(layer.input if isinstance(layer, IntegerConv) else None)
     return formats.pop() if len(formats) == 1 else None
-
-
-class Workers:
-    """Threads each of which runs its operations alone."""
-
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
-        self._threads = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_pool": None, "_threads": 0}
-
-    def map(
-        self, run: Callable[[Input], Output], inputs: Sequence[Input], threads: int
-    ) -> list[Output]:
-        """`run` of every input, by so many threads."""
-        if threads == 1 or len(inputs) == 1:
-            return [run(each) for each in inputs]
-        if self._pool is None or self._threads != threads:
-            self._start(threads)
-        assert self._pool is not None
-        return list(self._pool.map(run, inputs))
-
-    def _start(self, threads: int) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-        self._pool, self._threads = ThreadPoolExecutor(threads), threads
-        started = Barrier(threads)
-
-        def alone() -> None:
-            torch.set_num_threads(1)
-            started.wait()
-
-        for job in [self._pool.submit(alone) for _ in range(threads)]:
-            job.result()
-        torch.set_num_threads(threads)  # the setting of threads started later

@@ -18,12 +18,13 @@ import torch
 from compress_env.calibration import Walk, at_start, calibrate, set_statistics, walk
 from compress_env.evaluation.devices import convolution_precision
 from compress_env.evaluation.evaluator import Engine, Evaluation
-from compress_env.evaluation.fast import FastEngine, split, threads_for
+from compress_env.evaluation.fast import FastEngine, split
 from compress_env.evaluation.preparing import Pruned
 from compress_env.evaluation.running import Values, result_of, run_steps
 from compress_env.plan import CompressionPlan
 from compress_env.program import LayerStep, PlainStep, called_module, copied, reads
 from compress_env.pruning import pruned_modules
+from compress_env.workers import threads_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ class StepwiseEngine:
                 after = run_steps(prepared, program.steps[stop:], copied(before))
                 return before, result_of(program, after)
 
-        found = self.engine.workers.map(run, start.batches, threads_for(self.images))
+        found = self.engine.workers.map(run, start.batches, threads_for(self.images.device))
         batches, outputs = [before for before, _ in found], [output for _, output in found]
         self._prefix = _Prefix(stop, tuple(marks[:stop]), walked, batches)
         return torch.cat(outputs)
@@ -138,7 +139,7 @@ class StepwiseEngine:
         if prefix is not None and prefix.marks == tuple(marks[: prefix.place]):
             return prefix
         program = self.engine.program
-        parts = split(self.images, self.engine.batch_size, threads_for(self.images))
+        parts = split(self.images, self.engine.batch_size, threads_for(self.images.device))
         calibration = at_start(program, self.calibration_images)
         return _Prefix(0, (), calibration, [{program.input: part} for part in parts])
 
