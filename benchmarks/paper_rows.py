@@ -17,6 +17,7 @@ from compress_env.networks import NETWORKS
 RESULTS = Path(__file__).parent / "results" / "papers.csv"
 PLANS = RESULTS.with_name("plans")
 CURVES = "papers_curves.csv"
+LATENCIES = "papers_latency"
 
 NUMBERS = frozenset(
     (

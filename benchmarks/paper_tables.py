@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,34 @@ def network_table(rows: Sequence[Row]) -> str:
     return markdown_table(_HEAD, [dense, *map(_cells, rows)])
 
 
-def results_page(rows: Sequence[Row], picture: str) -> str:
+def latency_table(measured: Mapping[str, Any]) -> str:
+    """What `compress-agents latency --json` wrote about a row, as a table."""
+    head = ["engine", "batch", "file", "ms", "times as fast as dense", "file, KiB"]
+    lines = [
+        [
+            row["engine"],
+            str(row["batch_size"]),
+            row["file"],
+            f"{row['milliseconds']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"{row['file_bytes'] / 1024:.0f}",
+        ]
+        for row in measured["rows"]
+    ]
+    engines = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
+    made = f"{engines}; {measured['threads']} threads, medians of {measured['repeats']} rounds"
+    return f"{made}.\n\n{markdown_table(head, lines)}"
+
+
+def results_page(
+    rows: Sequence[Row], picture: str, latencies: Mapping[str, Mapping[str, Any]]
+) -> str:
     """The whole page.
 
     Args:
         rows: of the CSV file.
         picture: name of the file of the curves, beside the page.
+        latencies: by the name of a row, what `compress-agents latency --json` wrote about it.
     """
     parts = [_INTRODUCTION]
     for network in dict.fromkeys(str(row["network"]) for row in rows):
@@ -112,6 +134,10 @@ def results_page(rows: Sequence[Row], picture: str) -> str:
             ]
             head = ["reduction", "reported by", "points to their dense network", "goal here"]
             parts += ["Beside it, what the papers report:\n", markdown_table(head, lines)]
+    if latencies:
+        parts.append(_LATENCIES)
+    for name, measured in latencies.items():
+        parts += [f"### {name}\n", latency_table(measured)]
     commands = "\n".join(dict.fromkeys(str(row["command"]) for row in rows))
     parts += [
         f"## Curves\n\n![Search accuracy during training]({picture})\n",
@@ -119,6 +145,13 @@ def results_page(rows: Sequence[Row], picture: str) -> str:
     ]
     return "\n".join(parts)
 
+
+_LATENCIES = """## Latency
+
+`compress-agents latency RUN --json FILE` on two cores. The exact form gives PyTorch's predictions
+and runs as integers in OpenVINO only; the integer form runs so in both
+([deployment](deployment.md)).
+"""
 
 _INTRODUCTION = """# Results on CIFAR-10
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.paper_rows import CURVES, NUMBERS, PLANS, RESULTS, ROWS, PaperRow
+from benchmarks.paper_rows import CURVES, LATENCIES, NUMBERS, PLANS, RESULTS, ROWS, PaperRow
 from benchmarks.paper_tables import results_page, write_curves
 from compress_agents.config import TrainingConfig
 from compress_agents.runs import RunFolder, write_atomically
@@ -155,6 +155,16 @@ def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
+def _latencies(csv_file: Path) -> dict[str, Any]:
+    """What is known of latencies, by the name of a row: files beside that of the rows."""
+    folder = csv_file.with_name(LATENCIES)
+    return {
+        row.name: json.loads(file.read_text())
+        for row in ROWS
+        if (file := folder / f"{row.name}.json").exists()
+    }
+
+
 def _replace(
     known: list[dict[str, Any]], row: PaperRow, new: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -214,7 +224,9 @@ def main() -> None:
         parser.error(f"{arguments.csv} has no rows yet: give --data-root and --weights-dir")
     picture = arguments.page.with_name("results-curves.svg")
     write_curves(with_numbers(read_rows(curves_file)), picture)
-    write_atomically(arguments.page, results_page(rows, picture.name).encode())
+    write_atomically(
+        arguments.page, results_page(rows, picture.name, _latencies(arguments.csv)).encode()
+    )
     print(f"Written to {arguments.page}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,18 @@ def test_a_row_from_plan_to_page(source: papers.Source, tmp_path: Path, monkeypa
     monkeypatch.setattr("sys.argv", ["papers", *arguments, *data, "--runs", str(source.runs)])
     papers.main()
     first = out.read_text()
+    measured = {"engine": "e", "batch_size": 1, "file": "dense", "milliseconds": 1.25, "ratio": 1.0}
+    (tmp_path / "papers_latency").mkdir()
+    (tmp_path / "papers_latency" / f"{row.name}.json").write_text(
+        json.dumps(
+            {
+                "rows": [{**measured, "file_bytes": 2048}],
+                "versions": {"e": "1.0"},
+                "threads": 2,
+                "repeats": 50,
+            }
+        )
+    )
     papers.main()  # everything is there: nothing changes
     assert out.read_text() == first
     told, found = list(csv.DictReader(out.open()))
@@ -67,6 +80,7 @@ def test_a_row_from_plan_to_page(source: papers.Source, tmp_path: Path, monkeypa
         more = int(entry["only_compressed_right"]) - int(entry["only_dense_right"])
         assert right - dense == pytest.approx(more / count, abs=1e-6)
     text = page.read_text()
+    assert "e 1.0; 2 threads, medians of 50 rounds." in text and "1.25" in text
     assert "dense, 32 bits" in text and "W4A4" in text and found["command"] in text
     assert (tmp_path / "results-curves.svg").read_text().count("<svg") == 1
 
