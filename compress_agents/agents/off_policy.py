@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -22,7 +22,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from compress_agents.agents.stable_baselines import StableBaselinesAgent, extractor_keywords
+from compress_agents.agents.stable_baselines import (
+    StableBaselinesAgent,
+    extractor_keywords,
+    play_base,
+)
 from compress_agents.measuring import unwrap
 from compress_env.wrappers import PaddedGraph
 
@@ -75,17 +79,8 @@ class AroundUniform(gymnasium.Wrapper[Any, Any, Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
         if self._reward_of_zero is None:
-            self._reward_of_zero = self._play_zero()
+            self._reward_of_zero = play_base(self.env)
         return super().reset(seed=seed, options=options)
-
-    def _play_zero(self) -> float:
-        self.env.reset()
-        action, done, total = np.zeros(self.action_space.shape or (), np.float32), False, 0.0
-        while not done:
-            _, reward, terminated, truncated, _ = self.env.step(action)
-            total += float(reward)
-            done = terminated or truncated
-        return total
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take a step; the reward is in hundredths, from -10 to 10."""
@@ -123,6 +118,7 @@ class OffPolicyAgent(StableBaselinesAgent):
     action_std: float = 0.05
     reach: float = 0.2
     encoder: str = "typed"
+    starts_with_base: ClassVar[bool] = False
     _steps: int = field(default=1, init=False, repr=False)
     _steps_in_all: int = field(default=1, init=False, repr=False)
 

@@ -61,12 +61,17 @@ def check_encoder(encoder: str, *others: str) -> None:
 class StableBaselinesAgent(ABC):
     """An algorithm of Stable-Baselines3 with a graph network; the last evaluation is without noise.
 
+    Where a step decides the whole network, the first evaluation is of the base plan, action zero,
+    so that no search ends below what it started from.
+
     Attributes:
         environment: arguments of the environment that the agent cannot do without.
+        starts_with_base: whether `search` plays the base plan; else the algorithm's wrapper does.
         learner: the algorithm, once a search has begun.
     """
 
     environment: ClassVar[Mapping[str, Any]] = {}
+    starts_with_base: ClassVar[bool] = True
     learner: BaseAlgorithm | None = field(default=None, init=False, repr=False)
 
     @abstractmethod
@@ -96,9 +101,13 @@ class StableBaselinesAgent(ABC):
         layer_by_layer = unwrap(env).step_mode == "layer"
         padded = self.wrap(env)
         self.learner = self.build(DummyVecEnv([lambda: padded]), seed, layer_by_layer)
-        if evaluations > 1:
+        left = evaluations - 1
+        if left > 1 and self.starts_with_base and not layer_by_layer:
+            play_base(padded)
+            left -= 1
+        if left > 0:
             # Steps are without limit: the callback counts episodes.
-            self.learner.learn(2**31, callback=_StopAfter(evaluations - 1))
+            self.learner.learn(2**31, callback=_StopAfter(left))
         play_best(self.learner, padded)
 
     def save(self, path: pathlib.Path) -> None:
@@ -117,6 +126,17 @@ class _StopAfter(BaseCallback):
     def _on_step(self) -> bool:
         self._left -= int(np.sum(self.locals["dones"]))
         return self._left > 0
+
+
+def play_base(env: gymnasium.Env[Any, Any]) -> float:
+    """One episode of action zero, which is the base plan; the sum of its rewards."""
+    env.reset()
+    action, done, total = np.zeros(env.action_space.shape or (), np.float32), False, 0.0
+    while not done:
+        _, reward, terminated, truncated, _ = env.step(action)
+        total += float(reward)
+        done = terminated or truncated
+    return total
 
 
 def play_best(learner: BaseAlgorithm, env: gymnasium.Env[Any, Any]) -> None:
