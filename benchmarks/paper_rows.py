@@ -71,7 +71,9 @@ class PaperRow:
     @property
     def options(self) -> FinetuneOptions:
         """How its network is trained."""
-        return FinetuneOptions(epochs=self.epochs, mixed_precision=True, seed=self.seed)
+        return FinetuneOptions(
+            epochs=self.epochs, mixed_precision=True, compile=True, seed=self.seed
+        )
 
     def uniform_plan(self, graph: LayerGraph) -> CompressionPlan:
         """Everything kept, the same bits for all layers between the first and the last."""
@@ -93,15 +95,18 @@ _SEARCH = {"evaluations": 501}
 _PRUNING = {"metric": "macs", "bits": (32,), **_SEARCH}
 
 ROWS = (
-    *(PaperRow("resnet20", f"W{bits}A{bits}", 3, bits=bits) for bits in (8, 6, 4, 3, 2)),
+    *(
+        PaperRow("resnet20", f"W{bits}A{bits}", epochs, bits=bits)
+        for bits, epochs in ((8, 1), (6, 1), (4, 3), (3, 3), (2, 3))
+    ),
     PaperRow("resnet20", PRUNED, 3, 0.49, _PRUNING),
     *(
         PaperRow("resnet20", method, epochs, target, search)
-        for target, epochs in ((0.9636, 3), (0.984, 3), (0.9936, 10))
+        for target, epochs in ((0.9636, 3), (0.984, 3), (0.9936, 20))
         for method, search in ((UNIFORM, None), (JOINT, _SEARCH))
     ),
-    *(PaperRow("resnet56", f"W{bits}A{bits}", 3, bits=bits) for bits in (8, 6, 4, 3, 2)),
-    PaperRow("resnet56", PRUNED, 3, 0.50, _PRUNING),
+    *(PaperRow("resnet56", f"W{bits}A{bits}", 1, bits=bits) for bits in (8, 6, 4, 3, 2)),
+    PaperRow("resnet56", PRUNED, 1, 0.50, _PRUNING),
     *(
         PaperRow("resnet56", method, epochs, target, search)
         for target, epochs in ((0.9851, 1), (0.991, 1))

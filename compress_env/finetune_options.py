@@ -31,6 +31,8 @@ class FinetuneOptions:
             checkpoint from which an interrupted training can go on; also after every epoch.
         mixed_precision: whether convolutions run in 16 bits (float16 on a GPU, bfloat16
             elsewhere); None: on a GPU.
+        compile: whether `torch.compile` fuses the network, which takes a C++ compiler and a minute
+            or two before the first step, and after that about half the time per step on a CPU.
         seed: of the order of the images and their augmentation.
     """
 
@@ -46,6 +48,7 @@ class FinetuneOptions:
     spare_fraction: float = 0.25
     checkpoint_steps: int = 250
     mixed_precision: bool | None = None
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from compress_env.calibration import BatchNorm, calibrate
 from compress_env.data import ImageSet, Splits, normalize
@@ -94,6 +95,9 @@ class QuantizedTraining:
         teacher: what `folded_copy` gives for the graph.
         images: what it learns from.
         options: how.
+
+    Raises:
+        ValueError: by the first step, if `options.compile` is set and there is no C++ compiler.
     """
 
     def __init__(
@@ -111,6 +115,7 @@ class QuantizedTraining:
         samples = calibrate(small, graph, calibration_images, not bool(kept.all()))
         self.network = learnable(small, graph, plan, samples).requires_grad_(True)
         self.network.to(memory_format=torch.channels_last)
+        self.forward = torch.compile(self.network) if options.compile else self.network
         self.optimizer = _optimizer(self.network, options)
         device = images.device
         mixed = options.mixed_precision
@@ -137,7 +142,7 @@ class QuantizedTraining:
         own = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(own), torch.autocast(device.type, self.precision, self.mixed):
             torch.manual_seed(seed_of(options.seed, self.steps, 2))  # for dropout
-            logits = self.network(inputs)
+            logits = self._outputs(inputs)
             with torch.no_grad():
                 wanted = self.teacher(inputs) if options.distill > 0 else None
         loss = finetuning_loss(logits.float(), labels, wanted, options)
@@ -149,6 +154,12 @@ class QuantizedTraining:
         self.steps += 1
         correct = (logits.detach().argmax(1) == labels).float().mean()
         return loss.detach(), correct
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        try:
+            return self.forward(inputs)  # type: ignore[no-any-return]
+        except BackendCompilerFailed as error:
+            raise ValueError(f"compile needs a working C++ compiler: {error}") from error
 
     def finished(self) -> fx.GraphModule:
         """The network on integer codes as of now: a copy of its own, ready to be evaluated."""

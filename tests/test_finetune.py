@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -226,6 +227,46 @@ def test_sixteen_bits_and_the_callers_random_numbers(tiny):
     assert torch.equal(torch.rand(3), expected)
     before = tiny.network(calibration)
     torch.testing.assert_close(teacher(calibration), before, rtol=1e-4, atol=1e-4)
+
+
+def _flat(network):
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+@pytest.mark.slow  # a compilation
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_network_learns_the_same(tiny):
+    images = TrainingImages(tiny.splits, tiny.spare, tiny.device)
+    teacher, plan = folded_copy(tiny.graph), uniform_plan(tiny, 4)
+    losses, moved = [], []
+    for compiled in (False, True):
+        options = FinetuneOptions(steps=5, compile=compiled)
+        training = QuantizedTraining(
+            tiny.graph, plan, tiny.calibration.images, teacher, images, options
+        )
+        start = _flat(training.network)
+        losses.append(torch.stack([training.step()[0] for _ in range(5)]))
+        moved.append(_flat(training.network) - start)
+    torch.testing.assert_close(losses[1][0], losses[0][0], rtol=2e-3, atol=0)
+    # Sums in another order flip codes that lie between two; the way must still be the same.
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
+    assert nn.functional.cosine_similarity(*moved, dim=0) > 0.95
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(tiny, monkeypatch):
+    def backend(*_):
+        raise OSError("no c++ here")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend=backend))
+    options = FinetuneOptions(steps=1, compile=True)
+    images = TrainingImages(tiny.splits, tiny.spare, tiny.device)
+    training = QuantizedTraining(
+        tiny.graph, uniform_plan(tiny, 4), tiny.calibration.images,
+        folded_copy(tiny.graph), images, options,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"(?s)compile needs .* C\+\+ compiler.*no c\+\+ here"):
+        training.step()
 
 
 # -- images --------------------------------------------------------------------------------------
