@@ -7,7 +7,7 @@ again, so an interrupted run is gone on with; `--again` measures anew.
 |---|---|
 | images | an evaluation against the number of search images (ResNet-20) |
 | depth | an evaluation against the depth: ResNet-20, 32, 44, 56, 110 |
-| environments | evaluations per second in all: one thread, all threads, processes |
+| environments | evaluations per second in all: one thread, all threads, processes; a control |
 | memory | peak memory of a search on ResNet-56, and growth over many steps |
 | search | a whole search on ResNet-20, and the share of the agent's updates in it |
 
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.independent import independent_rate
 from benchmarks.inner_loop import evaluate_new
 from benchmarks.memory import growth_per_step, measured_growth, peak_of_search
 from benchmarks.scaling_tables import section
@@ -116,6 +117,16 @@ def measure_environments(options: argparse.Namespace) -> Rows:
             }
         )
     torch.set_num_threads(cores)
+    for count in dict.fromkeys([1, cores]):
+        rate = independent_rate(SEARCHED, options.images, BITS, count, options.seconds)
+        rows.append(
+            {
+                "independent_processes": count,
+                "threads_each": 1,
+                "images": options.images,
+                "evaluations_per_second": rate,
+            }
+        )
     return rows
 
 
@@ -191,6 +202,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     add("--memory-evaluations", default=60, help="of the search for its memory (default 60)")
     add("--growth-steps", default=100_000, help="default 100000")
     add("--evaluations", default=500, help="of the whole search (default 500)")
+    add("--seconds", default=15, help="of each control of --parts environments (default 15)")
     parser.add_argument("--data-root", metavar="DIR", help="real CIFAR-10 as image folders")
     parser.add_argument("--weights-dir", metavar="DIR", help="the published checkpoints")
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="the results")

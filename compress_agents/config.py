@@ -190,6 +190,8 @@ class TrainingConfig(SearchConfig):
         for name in ("total_timesteps", "max_episodes", "update_epochs"):
             value = getattr(self, name)
             self._check(name, value is None or value >= 1, "at least 1")
+        solved = self.solve_reward
+        self._check("solve_reward", solved is None or math.isfinite(solved), "a finite number")
         interval, rate, std = self.update_interval, self.learning_rate, self.action_std
         self._check("update_interval", interval is None or interval >= 2, "at least 2")
         self._check("learning_rate", rate is None or 0 < rate < math.inf, "above 0")

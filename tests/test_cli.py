@@ -64,6 +64,7 @@ def refused(arguments: list[str]) -> str:
         ("device", "abacus", "device"),
         ("seed", "-1", "seed"),
         ("update-interval", "1", "update_interval"),
+        ("solve-reward", "nan", "solve_reward"),
         ("learning-rate", "0", "learning_rate"),
         ("agent", "james", "agent"),
         ("total-timesteps", "0", "total_timesteps"),
