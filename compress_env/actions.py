@@ -21,7 +21,9 @@ from compress_env.importance import rank_group
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import ALLOWED_BITS, FLOAT_BITS, CompressionPlan
 
-_BISECTIONS = 30
+BISECTIONS = 30
+"""Halvings of the interval in which the projection looks for its offset."""
+
 _TIE_BREAK = 1e-3
 
 
@@ -88,7 +90,7 @@ class ActionDecoder:
         self.fixed_bits = first_last_bits
         if first_last_bits is not None and self.allowed.tolist() != [FLOAT_BITS]:
             self.fixed[[*graph.first_layers, *graph.last_layers]] = True
-        self._ties = _TIE_BREAK * np.arange(2 * layers, 0, -1).reshape(layers, 2) / (2 * layers)
+        self.ties = _TIE_BREAK * np.arange(2 * layers, 0, -1).reshape(layers, 2) / (2 * layers)
         self._group_of_atom = np.where(graph.atom_group >= 0, graph.atom_group, len(self.sizes))
         self.dense_cost = self._cost(
             np.ones(graph.atom_group.size, dtype=bool), np.full((layers, 2), FLOAT_BITS)
@@ -123,12 +125,12 @@ class ActionDecoder:
             Counts and bits.
         """
         groups = len(self.sizes)
-        share = _kept_share(action[:groups])
+        share = kept_share(action[:groups])
         wanted = np.asarray(before.counts, dtype=float) * share
-        bits = self._wanted_bits(action[groups:].reshape(-1, 2))
-        counts = self._round_counts(wanted)
+        bits = self.wanted_bits(action[groups:].reshape(-1, 2))
+        counts = self.round_counts(wanted)
         if not project:
-            return Choice(np.minimum(counts, before.counts), self._round_bits(bits))
+            return Choice(np.minimum(counts, before.counts), self.round_bits(bits))
         return self._project(wanted, bits)
 
     def bits_of(self, numbers: np.ndarray) -> np.ndarray:
@@ -140,9 +142,10 @@ class ActionDecoder:
         Returns:
             int64 (layers, 2).
         """
-        return self._round_bits(self._wanted_bits(numbers))
+        return self.round_bits(self.wanted_bits(numbers))
 
-    def _wanted_bits(self, numbers: np.ndarray) -> np.ndarray:
+    def wanted_bits(self, numbers: np.ndarray) -> np.ndarray:
+        """Unrounded bits that numbers in [-1, 1] stand for: float (..., layers, 2)."""
         wanted: np.ndarray = self.base.bits + numbers * self.span
         return wanted
 
@@ -179,8 +182,8 @@ class ActionDecoder:
         """
         own = self.own_groups(index)
         counts = so_far.counts.copy()
-        share, more = float(_kept_share(action[0])), max(float(action[0]), 0.0)
-        wanted = self._round_counts(
+        share, more = float(kept_share(action[0])), max(float(action[0]), 0.0)
+        wanted = self.round_counts(
             self.base.counts * share + more * (self.sizes - self.base.counts)
         )
         counts[own] = wanted[own]
@@ -215,7 +218,7 @@ class ActionDecoder:
             ranks[atoms[order]] = np.arange(atoms.size)
             ranks[atoms] = rank_group(self.graph, atoms, -ranks[atoms])
             counts[group] = stays.sum()
-        counts[own] = self._round_counts(counts.astype(float))[own]
+        counts[own] = self.round_counts(counts.astype(float))[own]
         return self._bounded_layer(action[-2:], index, Choice(counts, so_far.bits, ranks))
 
     def _bounded_layer(self, numbers: np.ndarray, index: int, wanted: Choice) -> Choice:
@@ -311,21 +314,23 @@ class ActionDecoder:
 
     # -- rounding and projection -----------------------------------------------------------------
 
-    def _round_counts(self, wanted: np.ndarray) -> np.ndarray:
+    def round_counts(self, wanted: np.ndarray) -> np.ndarray:
+        """The nearest kept counts that are allowed: int64 (..., groups)."""
         rounded = np.rint(wanted / self.multiples).astype(np.int64) * self.multiples
         # Everything may stay even where the size is no multiple.
         rounded = np.where(wanted > self.sizes - 0.5, self.sizes, rounded)
         return np.clip(rounded, self.multiples, self.sizes)
 
-    def _round_bits(self, wanted: np.ndarray) -> np.ndarray:
+    def round_bits(self, wanted: np.ndarray) -> np.ndarray:
+        """The nearest bits that are allowed: int64 (..., layers, 2)."""
         middles = (self.allowed[1:] + self.allowed[:-1]) / 2.0
         bits = self.allowed[np.searchsorted(middles, wanted, side="right")]
         if self.fixed_bits is not None:
-            bits[self.fixed] = self.fixed_bits
+            bits[..., self.fixed, :] = self.fixed_bits
         return bits
 
     def _smallest(self) -> Choice:
-        bits = self._round_bits(np.full((len(self.fixed), 2), float(self.allowed[0])))
+        bits = self.round_bits(np.full((len(self.fixed), 2), float(self.allowed[0])))
         return Choice(self.multiples.copy(), bits)
 
     def _project(self, wanted: np.ndarray, bits: np.ndarray) -> Choice:
@@ -335,12 +340,12 @@ class ActionDecoder:
         by one number instead. Equal requests differ by a tie break, so that the projection can
         lower some layers and not others. Bits that cost nothing stay as requested.
         """
-        counts = self._round_counts(wanted)
-        tied = bits + self._ties
+        counts = self.round_counts(wanted)
+        tied = bits + self.ties
         reach = float(self.allowed[-1] - self.allowed[0]) + float(np.abs(bits).max())
 
         def shifted(offset: float) -> Choice:
-            return Choice(counts, self._round_bits(tied + offset * self.paid))
+            return Choice(counts, self.round_bits(tied + offset * self.paid))
 
         lowest = shifted(-reach)
         if self.paid.any() and self.target_met(lowest):
@@ -348,7 +353,7 @@ class ActionDecoder:
         widths = lowest.bits
 
         def scaled(factor: float) -> Choice:
-            return Choice(self._round_counts(np.minimum(wanted * factor, self.sizes)), widths)
+            return Choice(self.round_counts(np.minimum(wanted * factor, self.sizes)), widths)
 
         most = float((self.sizes / np.maximum(wanted, 1e-9)).max(initial=1.0))
         return scaled(self._largest(scaled, 0.0, min(most, 1e3)))
@@ -357,7 +362,7 @@ class ActionDecoder:
         """The largest number whose choice meets the budget; costs grow with it."""
         if self.cost_of(choice(high)) <= self.budget:
             return high
-        for _ in range(_BISECTIONS):
+        for _ in range(BISECTIONS):
             middle = (low + high) / 2.0
             if self.cost_of(choice(middle)) <= self.budget:
                 low = middle
@@ -390,8 +395,8 @@ class ActionDecoder:
         return base
 
 
-def _kept_share(numbers: np.ndarray) -> np.ndarray:
-    """Share of the channels that action entries keep, 0 to 1."""
+def kept_share(numbers: np.ndarray) -> np.ndarray:
+    """Share of the channels that action entries in [-1, 1] keep, 0 to 1."""
     share: np.ndarray = 1.0 - np.square(np.minimum(numbers, 0.0))
     return share
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from samples import sample
 
 from compress_env.actions import ActionDecoder, Choice
+from compress_env.batch_decoding import decode_batch
 from compress_env.complexity import METRICS, ComplexityModel
 from compress_env.importance import rank_channels
 
@@ -110,6 +113,35 @@ def test_budget_holds_in_every_metric(name: str, metric: str, seed: int) -> None
     plan = decode.plan(choice)
     cost = decode.costs.of_plan(decode.graph, plan).of(metric)
     assert cost == decode.cost_of(choice) <= decode.budget
+
+
+@pytest.mark.parametrize("name", ["resnet20", "shufflenet_v2"])
+@pytest.mark.parametrize(
+    ("metric", "target", "bits"),
+    [
+        ("bops", 0.99, range(2, 9)),
+        ("bops", 0.97, [2, 8]),
+        ("size", 0.8, range(2, 9)),
+        ("macs", 0.4, range(2, 9)),
+        ("params", 0.4, [32]),
+    ],
+)
+def test_many_actions_are_decoded_as_one_after_the_other(
+    name: str, metric: str, target: float, bits: Sequence[int]
+) -> None:
+    decode = decoder(name, metric=metric, target_reduction=target, bits=list(bits))
+    spreads = np.linspace(0, 2, 8)[:, None]  # from the base plan to the corners
+    normal = np.random.default_rng(0).normal(0, 1, (8, decode.network_action_size))
+    actions = np.clip(spreads * normal, -1, 1)
+    plans = decode_batch(decode, actions)
+    for index, action in enumerate(actions):
+        expected = decode.decode(action, decode.dense(), True)
+        assert np.array_equal(plans.choice(index).counts, expected.counts)
+        assert np.array_equal(plans.choice(index).bits, expected.bits)
+        weights = decode.costs.layer_weights(decode.kept_atoms(expected))
+        assert np.array_equal(plans.weights[index], weights)
+    with pytest.raises(ValueError, match="actions must be"):
+        decode_batch(decode, actions[0])
 
 
 @pytest.mark.parametrize("metric", ["macs", "params"])

@@ -156,6 +156,11 @@ AGENTS: dict[str, AgentEntry] = {
         "channels drawn at random around the base plan, nothing learned",
         settings={"learning_rate": 0.0},
     ),
+    "graph-q": AgentEntry(
+        "compress_agents.agents.graph_q:GraphQ",
+        "Q-learning of whole plans; an ensemble of graph networks chooses what is next",
+        "Sutton and Barto, 2018; Osband et al., 2016; QT-Opt, Kalashnikov et al., 2018",
+    ),
     "uniform": AgentEntry(
         "compress_agents.agents.baselines:Uniform", "uniform bits, nothing pruned: one evaluation"
     ),
