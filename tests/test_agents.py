@@ -67,7 +67,7 @@ def test_every_agent_takes_the_same_budget_and_repeats_itself(tmp_path: Path, ag
     assert runs[0].best_plan.read_bytes() == runs[1].best_plan.read_bytes()
 
 
-@pytest.mark.parametrize("agent", ["sac", "evolution", "integer-program", "haq"])
+@pytest.mark.parametrize("agent", ["sac", "evolution", "graph-q", "integer-program", "haq"])
 def test_a_killed_search_goes_on_without_evaluating_again(
     tmp_path: Path, agent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,8 +51,8 @@ def mutate(
 ) -> Floats:
     """Actions that stand for plans near plans.
 
-    A move takes a bit-width one up or down, or a kept share some way. The projection then pays
-    for it, or spends what it saved, where random fractions of a bit say.
+    A move takes a bit-width that costs something one up or down, or a kept share some way. The
+    projection then pays for it, or spends what it saved, where random fractions of a bit say.
 
     Args:
         decoder: of the plans.
@@ -63,12 +63,13 @@ def mutate(
     Returns:
         Float (n, groups + 2 * layers) in [-1, 1].
     """
-    rate = moves / decoder.network_action_size
+    free = ~decoder.fixed[:, None] & decoder.paid & (len(decoder.allowed) > 1)
     groups = -np.sqrt(1.0 - plans.counts / decoder.sizes)
+    rate = moves / max(groups.shape[1] + free.sum(), 1)
     moved = generator.random(groups.shape) < rate
     groups = groups + moved * generator.normal(0.0, _PRUNING_STD, groups.shape)
     places = np.searchsorted(decoder.allowed, plans.bits)
-    moved = generator.random(places.shape) < rate
+    moved = (generator.random(places.shape) < rate) & free
     places = places + moved * generator.choice([-1, 1], places.shape)
     bits = decoder.allowed[np.clip(places, 0, len(decoder.allowed) - 1)]
     bits = bits + generator.uniform(-_SHAKE, _SHAKE, bits.shape)

@@ -42,6 +42,7 @@ DECISION_COLUMNS = (
 """
 
 _OUTPUT_WEIGHTS = (1.0, 0.5)
+_KEPT_GRAPHS = 16
 
 
 class PlanGraphs:
@@ -118,6 +119,8 @@ class PlanGraphs:
         """One batched DGL graph for node features (n, layers, `num_features`)."""
         count = len(features)
         if count not in self._graphs:
+            if len(self._graphs) >= _KEPT_GRAPHS:
+                self._graphs.clear()
             repeated = {
                 name: values.expand(count, *values.shape)
                 for name, values in self._observation.items()
