@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress_env.calibration import BatchNorm
-from compress_env.compression import norm_as_affine
 from compress_env.data import load_splits, normalize
 from compress_env.importance import l1, rank_channels
 from compress_env.layer_graph import LayerGraph, trace
 from compress_env.networks import build_network
 from compress_env.networks.weights import load_weights
+from compress_env.normalization import BatchNorm, norm_as_affine
 from compress_env.plan import CompressionPlan
 from compress_env.pruning import prune
 

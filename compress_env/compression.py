@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from compress_env.calibration import BatchNorm, affine, calibrate
+from compress_env.calibration import calibrate
 from compress_env.layer_graph import LayerGraph, trace
+from compress_env.normalization import BatchNorm, norm_as_affine
 from compress_env.plan import FLOAT_BITS, CompressionPlan
 from compress_env.pruning import prune
 from compress_env.quantization import (
@@ -20,7 +21,10 @@ from compress_env.quantization import (
 
 
 def compress(
-    network: nn.Module | LayerGraph, plan: CompressionPlan, calibration_images: torch.Tensor
+    network: nn.Module | LayerGraph,
+    plan: CompressionPlan,
+    calibration_images: torch.Tensor,
+    calibration_dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """Build the compressed network that a plan describes.
 
@@ -33,6 +37,8 @@ def compress(
         plan: a plan for this network.
         calibration_images: float32 (images, channels, height, width), normalised as the network
             expects; at least one. The same images give the same network.
+        calibration_dtype: in what the images walk through the network to be calibrated, float32
+            or bfloat16; None takes `compress_env.calibration.fastest_dtype`.
 
     Returns:
         An ordinary, physically smaller `nn.Module` of its own. A plan that keeps everything at
@@ -48,7 +54,8 @@ def compress(
     plan = CompressionPlan.from_json(plan.to_json(), graph)
     kept = plan.kept_atoms(graph)
     small = prune(graph, kept)
-    samples = calibrate(small, graph, calibration_images, not bool(kept.all()))
+    changed = not bool(kept.all())
+    samples = calibrate(small, graph, calibration_images, changed, dtype=calibration_dtype)
     return _in_plain_order(quantize_network(small, graph, plan, samples))
 
 
@@ -93,12 +100,6 @@ def quantize_network(
         )
         _replace(small, layer.name, quantized)
     return small.eval()
-
-
-def norm_as_affine(norm: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a BatchNorm in evaluation mode multiplies and adds: factor and offset, (channels,)."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    return affine(norm, norm.running_mean, norm.running_var)
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compress_env.calibration import BatchNorm
-from compress_env.compression import norm_as_affine
 from compress_env.layer_graph import LayerGraph
+from compress_env.normalization import BatchNorm, norm_as_affine
 from compress_env.plan import FLOAT_BITS, CompressionPlan
 from compress_env.quantization import (
     QuantizedLayer,

@@ -12,6 +12,7 @@ non-negative (after a ReLU), else those of the weights. Scales minimise the squa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -66,11 +67,15 @@ def quantize_weights(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, tor
     rows = weight.detach().flatten(1)
     largest = rows.abs().amax(1)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    scales = largest / high * _WEIGHT_CLIPPING.to(rows)[:, None]  # (grid, out)
-    # In place throughout: this runs for every layer of every new set of kept channels.
-    errors = rows * scales.reciprocal()[:, :, None]  # (grid, out, inputs)
-    errors.round_().clamp_(-high, high).mul_(scales[:, :, None]).sub_(rows)
-    choice = errors.square_().sum(2).argmin(0)
+    unclipped = _rounding_errors(rows, largest[None] / high, high)
+    # The largest weight alone makes a range that ends at a share s of it err by (1 - s)**2 of its
+    # square. With many bits that is more than rounding errs, and few ranges have to be tried.
+    least = 1.0 - float((unclipped.sqrt() / largest).max())
+    grid = _WEIGHT_CLIPPING[least - 1e-3 < _WEIGHT_CLIPPING][:-1].to(rows)
+    # The whole range comes first, so that it is taken where several are equally good.
+    scales = largest / high * torch.cat([grid.new_ones(1), grid])[:, None]  # (grid, out)
+    errors = torch.cat([unclipped, _rounding_errors(rows, scales[1:], high)])
+    choice = errors.argmin(0)
     best = scales.gather(0, choice[None]).squeeze(0)
     codes = quantize(rows, best[:, None], -high, high)
     energy = codes.square().sum(1)
@@ -78,16 +83,23 @@ def quantize_weights(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, tor
     return codes.view_as(weight), fitted
 
 
+def _rounding_errors(rows: torch.Tensor, scales: torch.Tensor, high: int) -> torch.Tensor:
+    """Squared errors (grid, out) of rows (out, inputs) quantized with scales (grid, out)."""
+    # In place throughout: this runs for every layer of every new set of kept channels.
+    errors = rows * scales.reciprocal()[:, :, None]  # (grid, out, inputs)
+    errors.round_().clamp_(-high, high).mul_(scales[:, :, None]).sub_(rows)
+    return errors.square_().sum(2)
+
+
 def sample_values(x: torch.Tensor, count: int = SAMPLED_VALUES) -> torch.Tensor:
-    """Magnitudes of at most `count` values of a tensor, evenly spread over it."""
+    """Magnitudes of at most `count` values of a tensor, evenly spread over it, float32."""
     x = x.detach()
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        x = x.permute(0, 2, 3, 1)  # the order in memory, so that nothing is copied
-    flat = x.flatten()
-    step = max(1, flat.numel() // count)
-    if step > 1 and step % 2 == 0:
-        step += 1  # an odd step does not fall on the same channels again and again
-    return flat[::step].abs()
+    # All channels of some positions: these lie together where the order is channels-last.
+    positions = x.movedim(1, -1).flatten(0, -2) if x.dim() > 1 else x
+    step = max(1, x.numel() // count)
+    if step % 2 == 0:
+        step += 1  # an odd step does not fall on the same column again and again
+    return positions[::step].to(torch.float32, copy=True).abs_().flatten()
 
 
 def activation_scales(samples: list[torch.Tensor], levels: list[int]) -> torch.Tensor:
@@ -100,22 +112,30 @@ def activation_scales(samples: list[torch.Tensor], levels: list[int]) -> torch.T
     Returns:
         float32 (tensors,) on the CPU, all positive.
     """
-    largest = torch.stack([sample.max() for sample in samples]).float().cpu()
-    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    counts = torch.stack(
-        [
-            torch.histc(sample.float().cpu(), HISTOGRAM_BINS, 0.0, float(high))
-            for sample, high in zip(samples, largest, strict=True)
-        ]
-    )
-    centres = (torch.arange(HISTOGRAM_BINS) + 0.5) / HISTOGRAM_BINS  # as a share of the largest
-    top = torch.tensor(levels, dtype=torch.float32)
-    steps = _CLIPPING / top[:, None]  # (tensors, grid), likewise
-    error = centres * steps.reciprocal()[:, :, None]  # (tensors, grid, bins)
-    torch.minimum(error.round_(), top[:, None, None], out=error)
-    error.mul_(steps[:, :, None]).sub_(centres).square_()
-    best = torch.bmm(error, counts[:, :, None]).squeeze(2).argmin(1)
-    return largest * steps.gather(1, best[:, None]).squeeze(1)
+    return torch.stack([_activation_scale(*each) for each in zip(samples, levels, strict=True)])
+
+
+def _activation_scale(sample: torch.Tensor, level: int) -> torch.Tensor:
+    sample = sample.float().cpu()
+    largest = sample.max()
+    if not largest > 0:
+        largest = torch.ones(())
+    places = (sample * (HISTOGRAM_BINS / largest)).int().clamp_(max=HISTOGRAM_BINS - 1)
+    counts = torch.bincount(places, minlength=HISTOGRAM_BINS).float()  # faster than `histc`
+    steps, errors = _clipping_errors(level)
+    best = (errors * counts).sum(1).argmin()
+    return largest * steps[best]
+
+
+@lru_cache(maxsize=16)
+def _clipping_errors(level: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For values from 0 to 1: scales (grid,), and squared errors of each (grid, bins)."""
+    with torch.inference_mode(False):
+        centres = (torch.arange(HISTOGRAM_BINS) + 0.5) / HISTOGRAM_BINS
+        steps = _CLIPPING / level
+        error = centres * steps.reciprocal()[:, None]
+        error = error.round_().clamp_(max=level).mul_(steps[:, None])
+        return steps, error.sub_(centres).square_()
 
 
 class QuantizedLayer(nn.Module):

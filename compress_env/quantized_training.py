@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
-from compress_env.calibration import BatchNorm, calibrate
+from compress_env.calibration import calibrate
 from compress_env.data import ImageSet, Splits, normalize
 from compress_env.datasets.augmentation import augment
 from compress_env.finetune_options import FinetuneOptions
 from compress_env.layer_graph import LayerGraph
 from compress_env.lsq import finished, keep_steps_positive, learnable
+from compress_env.normalization import BatchNorm
 from compress_env.plan import CompressionPlan
 from compress_env.pruning import prune
 from compress_env.training_parts import Feed, seed_of

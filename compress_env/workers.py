@@ -37,10 +37,21 @@ class Workers:
         self.__init__()  # type: ignore[misc]
 
     def map(
-        self, run: Callable[[Input], Output], inputs: Sequence[Input], threads: int
+        self,
+        run: Callable[[Input], Output],
+        inputs: Sequence[Input],
+        threads: int,
+        alone: bool = False,
     ) -> list[Output]:
-        """`run` of every input, by so many threads."""
-        if threads == 1 or len(inputs) == 1:
+        """`run` of every input, by so many threads.
+
+        Args:
+            run: what to do.
+            inputs: with what.
+            threads: how many inputs at once.
+            alone: whether a single input, too, is left to one thread. Else it has all of them.
+        """
+        if threads == 1 or (len(inputs) == 1 and not alone):
             return [run(each) for each in inputs]
         with self._lock:
             if self._pool is None or self._threads != threads:
@@ -56,6 +67,8 @@ class Workers:
         started = Barrier(threads)
 
         def alone() -> None:
+            # A thread takes over the common setting when it is first asked for, and never again.
+            torch.get_num_threads()
             torch.set_num_threads(1)
             started.wait()
 

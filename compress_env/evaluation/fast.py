@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress_env.calibration import calibrate
+from compress_env.calibration import calibrate, fastest_dtype
 from compress_env.evaluation.cache import BoundedCache
 from compress_env.evaluation.devices import convolution_precision
 from compress_env.evaluation.preparing import Prepared, Preparer, Pruned
@@ -42,6 +42,8 @@ class FastEngine:
         calibration_images: float32 (images, channels, height, width), normalised.
         batch_size: images per batch and thread; chosen from the image size by default.
         cache_bytes: memory for weight codes, and again for pruned networks, seen before.
+        calibration_dtype: in what plans are calibrated, float32 or bfloat16; None takes
+            `compress_env.calibration.fastest_dtype`.
     """
 
     def __init__(
@@ -50,9 +52,15 @@ class FastEngine:
         calibration_images: torch.Tensor,
         batch_size: int | None = None,
         cache_bytes: int = 1 << 27,
+        calibration_dtype: torch.dtype | None = None,
     ) -> None:
         self.graph = graph
         self.calibration_images = calibration_images
+        self.calibration_dtype = calibration_dtype or fastest_dtype(calibration_images.device)
+        # As calibration wants them, so that no plan has to wait for that.
+        self._calibration = calibration_images.to(
+            dtype=self.calibration_dtype, memory_format=torch.channels_last
+        )
         self.batch_size = batch_size or _batch_size(graph, calibration_images.device)
         self.program = Program(graph)
         self.preparer = Preparer(
@@ -102,7 +110,7 @@ class FastEngine:
 
     def prepare(self, plan: CompressionPlan) -> Prepared:
         """Build, calibrate and quantize a plan's network."""
-        with self.lock:
+        with self.lock, torch.inference_mode():
             kept = plan.kept_atoms(self.graph)
             key = kept.tobytes()
             pruned: Pruned = self._networks.get(key, lambda: self._prune(kept))
@@ -113,7 +121,14 @@ class FastEngine:
     def _prune(self, kept: np.ndarray) -> Pruned:
         modules = pruned_modules(self.graph, kept)
         changed = not bool(kept.all())
-        samples = calibrate(modules, self.graph, self.calibration_images, changed, self.program)
+        samples = calibrate(
+            modules,
+            self.graph,
+            self._calibration,
+            changed,
+            self.program,
+            self.calibration_dtype,
+        )
         return Pruned(kept, modules, samples)
 
 

@@ -7,16 +7,17 @@ from a cache.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from bisect import bisect
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from compress_env.calibration import BatchNorm
-from compress_env.compression import norm_as_affine
 from compress_env.evaluation.cache import BoundedCache
 from compress_env.evaluation.devices import CodeConv, tensor_cores_are_exact
 from compress_env.evaluation.kernels import (
@@ -28,6 +29,7 @@ from compress_env.evaluation.kernels import (
     pack,
 )
 from compress_env.layer_graph import LayerGraph
+from compress_env.normalization import BatchNorm, folded, norm_as_affine
 from compress_env.plan import FLOAT_BITS, CompressionPlan
 from compress_env.program import LayerStep, Program
 from compress_env.quantization import (
@@ -36,6 +38,12 @@ from compress_env.quantization import (
     highest_level,
     quantize_weights,
 )
+
+Codes = tuple[torch.Tensor, torch.Tensor]
+"""Weight codes, int8, shaped like the weights, and their scales, float32 (out,)."""
+
+_VALUES_AT_ONCE = 1 << 16
+"""Weights that are quantized together, as long as they fit the cache with all that is tried."""
 
 
 @dataclass(eq=False)
@@ -110,7 +118,8 @@ class Preparer:
         """
         wanted = range(len(self.graph.layers)) if layers is None else sorted(layers)
         self._fill_scales(pruned, plan, wanted)
-        built = {index: self._layer(index, plan, pruned) for index in wanted}
+        codes = self._codes(pruned, plan, wanted)
+        built = {index: self._layer(index, plan, pruned, codes.get(index)) for index in wanted}
         # A layer that is used twice is in no fused step: it is called by its name.
         shared = {
             self.graph.layers[index].name: layer
@@ -137,7 +146,41 @@ class Preparer:
         scales = activation_scales([pruned.samples[index] for index, _ in wanted], levels)
         pruned.scales.update(zip(wanted, scales, strict=True))
 
-    def _layer(self, index: int, plan: CompressionPlan, pruned: Pruned) -> IntegerConv | nn.Module:
+    def _codes(
+        self, pruned: Pruned, plan: CompressionPlan, layers: Iterable[int]
+    ) -> dict[int, Codes]:
+        """Weight codes and scales of the layers that integer kernels are for, by index."""
+        found: dict[int, Codes] = {}
+        missing: dict[tuple[int, int], list[tuple[int, Hashable]]] = {}
+        for index in layers:
+            layer, bits = self.graph.layers[index], int(plan.weight_bits[index])
+            module = pruned.modules[layer.name]
+            if self._runs_on_integers(index, module, plan):
+                atoms = pruned.kept[layer.in_atoms], pruned.kept[layer.out_atoms]
+                key: Hashable = (index, bits, *(some.tobytes() for some in atoms))
+                if key in self.weights:
+                    found[index] = self.weights.get(key, dict)
+                else:
+                    inputs = module.weight[0].numel()
+                    missing.setdefault((bits, inputs), []).append((index, key))
+        for (bits, _), wanted in missing.items():
+            weights = [pruned.modules[self.graph.layers[index].name].weight for index, _ in wanted]
+            for (index, known_as), codes in zip(wanted, _integer_codes(weights, bits), strict=True):
+                found[index] = self.weights.get(known_as, partial(_itself, codes))
+        return found
+
+    def _runs_on_integers(self, index: int, module: Any, plan: CompressionPlan) -> bool:
+        return (
+            self.integers
+            and isinstance(module, nn.Conv2d)
+            and index in self._fused
+            and is_supported(module)
+            and max(plan.weight_bits[index], plan.activation_bits[index]) < FLOAT_BITS
+        )
+
+    def _layer(
+        self, index: int, plan: CompressionPlan, pruned: Pruned, found: Codes | None
+    ) -> IntegerConv | nn.Module:
         layer = self.graph.layers[index]
         weight_bits = int(plan.weight_bits[index])
         activation_bits = int(plan.activation_bits[index])
@@ -147,21 +190,13 @@ class Preparer:
             module, (nn.Conv2d, nn.Linear)
         ):
             if index not in pruned.floats:
-                pruned.floats[index] = _folded(module, factor, offset)
+                pruned.floats[index] = (
+                    module if factor is None or offset is None else folded(module, factor, offset)
+                )
             return pruned.floats[index]
         scale = pruned.scales.get((index, activation_bits), torch.ones(()))
-        if (
-            isinstance(module, nn.Conv2d)
-            and index in self._fused
-            and is_supported(module)
-            and max(weight_bits, activation_bits) < FLOAT_BITS
-            and self.integers
-        ):
-            atoms = pruned.kept[layer.in_atoms].tobytes() + pruned.kept[layer.out_atoms].tobytes()
-            key = (index, weight_bits, atoms)
-            codes, weight_scale = self.weights.get(
-                key, lambda: _integer_codes(module.weight, weight_bits)
-            )
+        if found is not None:
+            codes, weight_scale = found
             if factor is not None and offset is not None:
                 weight_scale = weight_scale * factor
                 bias = offset if module.bias is None else module.bias * factor + offset
@@ -200,24 +235,24 @@ def _is_conv_of_codes(layer: QuantizedLayer) -> bool:
     return quantized and isinstance(layer.layer, nn.Conv2d) and not layer.needs_double
 
 
-def _folded(
-    layer: nn.Conv2d | nn.Linear, factor: torch.Tensor | None, offset: torch.Tensor | None
-) -> nn.Module:
-    """A float layer with its BatchNorm in its weights."""
-    if factor is None or offset is None:
-        return layer
-    twin = copy.copy(layer)
-    twin._parameters = dict(layer._parameters)
-    shape = (-1,) + (1,) * (layer.weight.dim() - 1)
-    bias = offset if layer.bias is None else layer.bias.detach() * factor + offset
-    twin.weight = nn.Parameter(layer.weight.detach() * factor.view(shape), requires_grad=False)
-    twin.bias = nn.Parameter(bias, requires_grad=False)
-    return twin
+def _integer_codes(weights: list[torch.Tensor], bits: int) -> list[Codes]:
+    """Codes and scales of weights with equally many inputs, a few layers at a time."""
+    found: list[Codes] = []
+    while len(found) < len(weights):
+        some = weights[len(found) :]
+        sizes = list(accumulate(weight.numel() for weight in some))
+        some = some[: max(1, bisect(sizes, _VALUES_AT_ONCE))]
+        codes, scales = quantize_weights(torch.cat([weight.flatten(1) for weight in some]), bits)
+        counts = [len(weight) for weight in some]
+        for weight, own, scale in zip(
+            some, codes.to(torch.int8).split(counts), scales.split(counts), strict=True
+        ):
+            found.append((own.view(weight.shape), scale))
+    return found
 
 
-def _integer_codes(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    codes, scale = quantize_weights(weight.contiguous(), bits)
-    return codes.to(torch.int8), scale
+def _itself(codes: Codes) -> Codes:
+    return codes
 
 
 def _code_format(scale: float, bits: int, nonnegative: bool) -> CodeFormat:

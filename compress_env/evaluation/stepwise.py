@@ -140,7 +140,7 @@ class StepwiseEngine:
             return prefix
         program = self.engine.program
         parts = split(self.images, self.engine.batch_size, threads_for(self.images.device))
-        calibration = at_start(program, self.calibration_images)
+        calibration = at_start(program, self.calibration_images, self.engine.calibration_dtype)
         return _Prefix(0, (), calibration, [{program.input: part} for part in parts])
 
     def _mark(self, step: LayerStep | PlainStep, plan: CompressionPlan, kept: np.ndarray) -> bytes:
@@ -199,7 +199,8 @@ class StepwiseEngine:
     def _without_pruning(self, kept: np.ndarray) -> Pruned:
         graph, program = self.engine.graph, self.engine.program
         modules = pruned_modules(graph, kept)
-        samples = calibrate(modules, graph, self.calibration_images, False, program)
+        dtype = self.engine.calibration_dtype
+        samples = calibrate(modules, graph, self.calibration_images, False, program, dtype)
         return Pruned(kept, modules, samples)
 
 
