@@ -90,6 +90,7 @@ def describe(env: JointPruneQuantEnv) -> dict[str, Any]:
         "input_shape": list(task.graph.input_shape),
         "num_classes": task.splits.num_classes,
         "num_calibration_images": len(task.calibration.labels),
+        "calibration_dtype": str(task.calibration_dtype).removeprefix("torch."),
         "uniform_macs": uniform.macs,
         "uniform_bops": uniform.bops,
         "uniform_params": uniform.params,

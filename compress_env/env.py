@@ -167,6 +167,8 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         engine: `"fast"`, `"reference"` (slow, the definition), or a factory.
         finetune_steps: steps of training a plan's network gets before it is evaluated; with any,
             an evaluation takes seconds to minutes, and `engine` is not used.
+        calibration_dtype: `"float32"`, `"bfloat16"`, or `"auto"`: bfloat16 on a processor with
+            matrix instructions for it, else float32. The two give accuracies a little apart.
         render_mode: `"ansi"` (a table of layers) or `"rgb_array"` (kept channels and bits drawn).
 
     Raises:
@@ -212,6 +214,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
         seed: int = 0,
         engine: str | EngineFactory = "fast",
         finetune_steps: int = 0,
+        calibration_dtype: str = "auto",
         render_mode: str | None = None,
     ) -> None:
         check_choice("step_mode", step_mode, STEP_MODES)
@@ -240,6 +243,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             seed=seed,
             engine=engine,
             finetune_steps=finetune_steps,
+            calibration_dtype=calibration_dtype,
         )
         self.decoder = self.task.decoder(
             target_reduction=target_reduction,

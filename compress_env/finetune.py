@@ -128,7 +128,9 @@ class _Run:
         images = TrainingImages(task.splits, task.spare, task.device)
         self.batch_size = sum(images.sizes(options))
         calibration, teacher = task.calibration.images, folded_copy(task.graph)
-        self.training = QuantizedTraining(task.graph, plan, calibration, teacher, images, options)
+        self.training = QuantizedTraining(
+            task.graph, plan, calibration, teacher, images, options, task.calibration_dtype
+        )
         self.curve: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"accuracy": -1.0}
         self.stopped = ""
@@ -189,7 +191,7 @@ class _Run:
         """The figures, with the look at the test split."""
         task, training = self.task, self.training
         test = task.splits.test
-        before = compress(task.graph, self.plan, task.calibration.images)
+        before = compress(task.graph, self.plan, task.calibration.images, task.calibration_dtype)
         reached = self.best["accuracy"] if self.stopped else self.curve[-1]["search_accuracy"]
         speed = training.steps * self.batch_size / max(self.training_seconds, 1e-9)
         return {

@@ -96,6 +96,7 @@ class QuantizedTraining:
         teacher: what `folded_copy` gives for the graph.
         images: what it learns from.
         options: how.
+        calibration_dtype: in what the plan is calibrated, as in `compress_env.compress`.
 
     Raises:
         ValueError: by the first step, if `options.compile` is set and there is no C++ compiler.
@@ -109,11 +110,13 @@ class QuantizedTraining:
         teacher: nn.Module,
         images: TrainingImages,
         options: FinetuneOptions,
+        calibration_dtype: torch.dtype | None = None,
     ) -> None:
         self.graph, self.teacher, self.images, self.options = graph, teacher, images, options
         kept = plan.kept_atoms(graph)
         small = prune(graph, kept)
-        samples = calibrate(small, graph, calibration_images, not bool(kept.all()))
+        changed = not bool(kept.all())
+        samples = calibrate(small, graph, calibration_images, changed, dtype=calibration_dtype)
         self.network = learnable(small, graph, plan, samples).requires_grad_(True)
         self.network.to(memory_format=torch.channels_last)
         self.forward = torch.compile(self.network) if options.compile else self.network

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from compress_env.actions import ActionDecoder
+from compress_env.calibration import CALIBRATION_DTYPES, fastest_dtype
 from compress_env.checks import check_choice, check_count, check_path
 from compress_env.complexity import Complexity, ComplexityModel, reduction
 from compress_env.data import ImageSet, Splits, load_splits, normalize
@@ -37,7 +38,7 @@ from compress_env.quantized_training import TrainingImages
 EngineFactory = Callable[[LayerGraph, torch.Tensor], Engine]
 """`(layer graph, calibration images) -> engine`."""
 
-ENGINES: dict[str, EngineFactory] = {"fast": FastEngine, "reference": ReferenceEngine}
+ENGINES: dict[str, Callable[..., Engine]] = {"fast": FastEngine, "reference": ReferenceEngine}
 """Evaluation engines by name."""
 
 _TEST_BYTES = 1 << 28
@@ -76,6 +77,8 @@ class CompressionTask:
         engine: name of an engine of `ENGINES`, or a factory.
         finetune_steps: steps of training that a plan's network gets before it is evaluated, by
             `compress_env.evaluation.finetuned`; where there are any, `engine` is not used.
+        calibration_dtype: in what plans are calibrated, by name in `CALIBRATION_DTYPES`. An
+            `engine` that is a factory decides for itself.
 
     Raises:
         ValueError: an argument is not allowed; the message names it.
@@ -96,6 +99,7 @@ class CompressionTask:
         seed: int = 0,
         engine: str | EngineFactory = "fast",
         finetune_steps: int = 0,
+        calibration_dtype: str = "auto",
     ) -> None:
         check_count("search_images", search_images)
         check_count("calibration_images", calibration_images)
@@ -103,6 +107,7 @@ class CompressionTask:
         check_count("finetune_steps", finetune_steps, least=0)
         check_choice("importance", importance, IMPORTANCES, own=True)
         check_choice("engine", engine, ENGINES, own=True)
+        check_choice("calibration_dtype", calibration_dtype, CALIBRATION_DTYPES)
         check_path("data_root", data_root)
         check_path("weights", weights)
         if not isinstance(network, (str, nn.Module)):
@@ -119,7 +124,13 @@ class CompressionTask:
         self.splits = _load_splits(network, dataset, data_root, seed, image_size)
         self.network_name = network if isinstance(network, str) else type(network).__name__
         self.network = _load_network(network, self.splits, weights).to(self.device).eval()
-        self._engine_factory = ENGINES[engine] if isinstance(engine, str) else engine
+        chosen = CALIBRATION_DTYPES[calibration_dtype]
+        self.calibration_dtype = chosen or fastest_dtype(self.device)
+        self._engine_factory: EngineFactory = (
+            partial(ENGINES[engine], calibration_dtype=self.calibration_dtype)
+            if isinstance(engine, str)
+            else engine
+        )
         search = self.splits.search.take(len(self.splits.search), seed)
         searched = search.take(search_images, seed)
         rest = len(search) - len(searched)
@@ -150,7 +161,13 @@ class CompressionTask:
             return self._engine_factory(self.graph, self.calibration.images)
         options = FinetuneOptions(steps=finetune_steps, seed=self.seed)
         images = TrainingImages(self.splits, self.spare, self.device)
-        return FinetunedEngine(self.graph, self.calibration.images, images, options)
+        return FinetunedEngine(
+            self.graph,
+            self.calibration.images,
+            images,
+            options,
+            calibration_dtype=self.calibration_dtype,
+        )
 
     def new_engine(self, calibration_images: torch.Tensor) -> Engine:
         """An engine like the task's, for other calibration images.

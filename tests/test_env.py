@@ -87,7 +87,7 @@ def test_spec_with_all_arguments_is_json() -> None:
         "max_steps": 3, "project_to_budget": False, "importance": "l2", "reward": "agreement",
         "search_images": 60, "calibration_images": 16, "first_last_bits": None,
         "channel_multiple": 2, "image_size": None, "device": "cpu", "seed": 1,
-        "engine": "reference", "finetune_steps": 0,
+        "engine": "reference", "finetune_steps": 0, "calibration_dtype": "float32",
     }  # fmt: skip
     made = gym.make("JointPruneQuant-v0", render_mode="ansi", **options)
     spec = gym.envs.registration.EnvSpec.from_json(made.spec.to_json())

@@ -121,7 +121,8 @@ class FoundRun:
             plan = CompressionPlan.from_json(data, task.graph, task.network_name)
             return load_compressed(self.compressed), plan
         plan = self.plan(BEST, task)
-        return compress(task.graph, plan, task.calibration.images).cpu().eval(), plan
+        network = compress(task.graph, plan, task.calibration.images, task.calibration_dtype)
+        return network.cpu().eval(), plan
 
 
 def find_run(path: Path) -> FoundRun:

@@ -25,6 +25,7 @@ class FinetunedEngine:
         images: what to train on.
         options: how; `options.steps` is the number of steps.
         batch_size: images per forward pass in the evaluation.
+        calibration_dtype: in what plans are calibrated, as in `compress_env.compress`.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class FinetunedEngine:
         images: TrainingImages,
         options: FinetuneOptions,
         batch_size: int = 100,
+        calibration_dtype: torch.dtype | None = None,
     ) -> None:
         self.graph, self.calibration_images = graph, calibration_images
         self.images, self.options, self.batch_size = images, options, batch_size
+        self.calibration_dtype = calibration_dtype
         self.teacher = folded_copy(graph)
         self._dense = CompressionPlan.dense(graph).key()
         # The network trained last, for whoever runs it on several portions of images.
@@ -50,9 +53,15 @@ class FinetunedEngine:
 
     def _network(self, plan: CompressionPlan) -> torch.nn.Module:
         if plan.key() == self._dense:
-            return compress(self.graph, plan, self.calibration_images)
+            return compress(self.graph, plan, self.calibration_images, self.calibration_dtype)
         training = QuantizedTraining(
-            self.graph, plan, self.calibration_images, self.teacher, self.images, self.options
+            self.graph,
+            plan,
+            self.calibration_images,
+            self.teacher,
+            self.images,
+            self.options,
+            self.calibration_dtype,
         )
         untrained = training.finished()
         losses = [training.step()[0] for _ in range(training.total_steps)]
