@@ -84,11 +84,16 @@ class Training(Run):
         return is_finished(self.config, self.record, self.config.num_envs)
 
     def _search(self, show: Callable[[Record], None]) -> None:
+        if not self.resumed and self.env.step_mode == "network" and self.config.evaluations > 2:
+            # The base plan, so that no search ends below what it started from. Limits of steps
+            # are about what is learned from, so it does not count among them.
+            base = np.zeros(self.env.action_space.shape or (), np.float32)
+            self._play(lambda _: base, counted=False)
         if not self._has_learned():
             self._learn(show)
         while not is_finished(self.config, self.record, spare=1):
-            self._play(deterministic=False)
-        self._play(deterministic=True)
+            self._play(lambda seen: self.learner.predict(seen, deterministic=False)[0])
+        self._play(lambda seen: self.learner.predict(seen, deterministic=True)[0])
 
     def close(self) -> None:
         """End the processes of the environments."""
@@ -153,15 +158,17 @@ class Training(Run):
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def _play(self, deterministic: bool) -> None:
-        """One episode of what the agent has learned."""
+    def _play(
+        self, act: Callable[[dict[str, np.ndarray]], np.ndarray], counted: bool = True
+    ) -> None:
+        """One episode outside of the learning, by a function from observations to actions."""
         env = PaddedGraph(self.env)
         observation, _ = env.reset()
         total, done = 0.0, False
         while not done:
-            action, _ = self.learner.predict(observation, deterministic=deterministic)
-            observation, reward, terminated, truncated, info = env.step(action)
+            observation, reward, terminated, truncated, info = env.step(act(observation))
             total += float(np.float32(reward))
             done = terminated or truncated
-            self.record.step()
+            if counted:
+                self.record.step()
         self.record.end_episode(total, info)

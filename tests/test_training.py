@@ -77,11 +77,14 @@ def test_a_run_writes_what_is_promised(finished: RunFolder) -> None:
     report = json.loads(finished.report.read_text())
     assert report.keys() >= REPORT_KEYS
     assert report["versions"].keys() >= {"python", "torch", "dgl", "gymnasium", "numpy"}
-    assert report["evaluations"] == report["env_steps"] == CONFIG.total_timesteps + 1
+    # The base plan comes first, the plan without noise last.
+    assert report["evaluations"] == 1 + CONFIG.total_timesteps + 1
+    assert report["env_steps"] == CONFIG.total_timesteps + 1
     assert report["reduction"] >= CONFIG.target_reduction
     assert report["command"] == CONFIG.command()
     rows = episodes(finished)
-    assert [int(row["episode"]) for row in rows] == list(range(1, 26))
+    assert [int(row["episode"]) for row in rows] == list(range(1, 27))
+    assert float(rows[0]["accuracy"]) == report["uniform_search_accuracy"]
     assert {*rows[0], "wall_seconds"} == {*COLUMNS}
     rewards = [float(row["reward"]) for row in rows]
     best = json.loads(finished.best_plan.read_text())

@@ -61,7 +61,7 @@ def weights(folder: RunFolder) -> dict[str, Tensor]:
 def test_the_graph_network_goes_along_and_heads_are_new(
     runs: dict[str, Path], tmp_path: Path, agent: str, encoder: str, frozen: bool
 ) -> None:
-    options = transfer_config(runs[agent], "JointPruneQuant-v0", frozen, evaluations=9, **OTHER)
+    options = transfer_config(runs[agent], "JointPruneQuant-v0", frozen, evaluations=10, **OTHER)
     run = open_transfer(options, str(tmp_path / "run"))
     before = {name: value.clone() for name, value in run.learner.policy.state_dict().items()}
     source = read_parameters(runs[agent])
@@ -73,7 +73,7 @@ def test_the_graph_network_goes_along_and_heads_are_new(
         assert same or name not in inherited, name
     assert not torch.equal(before["value_net.weight"], source["value_net.weight"])
     report = run.run()
-    assert report["evaluations"] == 9
+    assert report["evaluations"] == 10
     after = weights(run.folder)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert "action_net.weight" in moved
