@@ -69,6 +69,9 @@ class SearchConfig(ABC):
     )
     search_images: int = option(1000, "Images that a plan is evaluated on, at most.")
     calibration_images: int = option(128, "Images for BatchNorm and activation ranges.")
+    calibration_dtype: str = option(
+        "auto", "In what to calibrate: float32, bfloat16, auto (by the processor)."
+    )
     finetune_steps: int = option(0, "Training steps of every plan's network before its reward.")
     first_last_bits: int | None = option(
         8, "Bits of first and last layer, or none: searched too.", shown="8",
@@ -115,6 +118,7 @@ class SearchConfig(ABC):
             "reward": self.reward,
             "search_images": self.search_images,
             "calibration_images": self.calibration_images,
+            "calibration_dtype": self.calibration_dtype,
             "finetune_steps": self.finetune_steps,
             "first_last_bits": self.first_last_bits,
             "channel_multiple": self.channel_multiple,

@@ -36,7 +36,7 @@ CONFIG_ENTRY = "run"
 
 _TASK_ARGUMENTS = (
     "network", "dataset", "data_root", "weights", "importance", "search_images",
-    "calibration_images", "image_size", "device",
+    "calibration_images", "calibration_dtype", "image_size", "device",
 )  # fmt: skip
 
 
