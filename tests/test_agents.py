@@ -40,7 +40,10 @@ TINY: dict[str, Any] = {
     "search_images": 16,
     "calibration_images": 16,
 }
-SHORT = {"warm_up": 2, "batch_size": 4, "update_interval": 4, "hidden": 16, "episodes": 2}
+SHORT = {
+    **{"warm_up": 2, "batch_size": 4, "update_interval": 4, "hidden": 16, "episodes": 2},
+    **{"first_steps": 8, "candidates": 20, "generations": 2},
+}
 """Settings with which an agent learns within a few evaluations, where it has them."""
 
 

@@ -22,7 +22,7 @@ from compress_env.batch_decoding import PlanBatch, decode_batch
 from compress_env.env import Appraisal, JointPruneQuantEnv
 from compress_env.plan import CompressionPlan
 
-EVALUATIONS = 60
+EVALUATIONS = 100
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +68,21 @@ def best_of(
     return record.best.reward, record.best.plan.key()
 
 
-def graph_q() -> GraphQ:
+def small() -> GraphQ:
+    """The agent with less of everything, where it is not about how good it is."""
     return GraphQ(candidates=80, generations=3, hidden=16)
 
 
 def test_it_finds_better_plans_than_evolution(env: JointPruneQuantEnv, tmp_path: Path) -> None:
     seeds = range(2)
-    learned = [best_of(graph_q(), env, seed, tmp_path / f"q{seed}")[0] for seed in seeds]
+    learned = [best_of(GraphQ(), env, seed, tmp_path / f"q{seed}")[0] for seed in seeds]
     evolved = [best_of(Evolution(), env, seed, tmp_path / f"e{seed}")[0] for seed in seeds]
     assert min(np.subtract(learned, evolved)) > 0
 
 
 def test_a_seed_repeats(env: JointPruneQuantEnv, tmp_path: Path) -> None:
     runs = [
-        best_of(graph_q(), env, seed, tmp_path / name, evaluations=24)
+        best_of(small(), env, seed, tmp_path / name, evaluations=24)
         for name, seed in (("first", 0), ("again", 0), ("other", 1))
     ]
     assert runs[0] == runs[1] != runs[2]

@@ -98,12 +98,19 @@ class _Replay:
     def targets(self) -> npt.NDArray[np.float32]:
         """What is learned: float32 (n, 2), scores of the reward and of its part besides accuracy.
 
-        Accuracy moves in steps of one image; the part besides it, the divergence, tells early
-        which way is up.
+        Accuracy moves in steps of one image, and by chance; the part besides it, the divergence,
+        does not, and tells early which way is up.
         """
         besides = np.subtract(self.rewards, self.accuracies)
         scores = np.stack([rank_scores(self.rewards), rank_scores(besides)], axis=1)
         return scores.astype(np.float32)
+
+    def agreement(self) -> float:
+        """How far the two scores go together: their correlation, 0 where it is negative."""
+        reward, besides = self.targets().T
+        if min(np.ptp(reward), np.ptp(besides)) == 0:
+            return 0.0
+        return max(float(np.corrcoef(reward, besides)[0, 1]), 0.0)
 
     def best(self, count: int) -> PlanBatch:
         """The best plans, best first, the earlier of equal ones."""
@@ -150,6 +157,8 @@ class GraphQ:
         candidates: plans to a generation, at least 1.
         generations: of candidates before a choice, at least 1.
         moves: moves from a plan to a candidate, on average, above 0.
+        detail: weight in the choice of the score of the reward besides accuracy, times its
+            correlation with the score of the reward, at least 0.
 
     Raises:
         ValueError: a setting is not allowed.
@@ -170,7 +179,8 @@ class GraphQ:
     parents: int = 12
     candidates: int = 150
     generations: int = 4
-    moves: float = 2.0
+    moves: float = 3.0
+    detail: float = 0.75
     environment: ClassVar[Mapping[str, Any]] = {**WHOLE_NETWORK, "observation": "layer"}
 
     def __post_init__(self) -> None:
@@ -190,8 +200,9 @@ class GraphQ:
         for name in ("learning_rate", "moves"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay}")
+        for name in ("weight_decay", "detail"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         self.ensemble: ValueEnsemble | None = None
 
     def search(self, env: Any, seed: int, evaluations: int) -> None:
@@ -251,12 +262,13 @@ class GraphQ:
         parents = best = replay.best(self.parents)
         pool = replay.plans.take(np.zeros(0, dtype=np.int64))
         values = np.zeros((self.members, 0))
+        weights = (1.0, self.detail * replay.agreement())
         for _ in range(self.generations):
             drawn = parents.take(generator.integers(len(parents), size=self.candidates))
             made = decode_batch(decoder, mutate(decoder, drawn, self.moves, generator))
             new = replay.new(made, pool)
             pool = pool.joined(new)
-            values = np.concatenate([values, ensemble.values(new)], axis=1)
+            values = np.concatenate([values, ensemble.values(new, weights)], axis=1)
             top = np.unique(np.argsort(-values, axis=1, kind="stable")[:, :_TOP])
             parents = pool.take(top).joined(best.take(np.arange(min(_TOP, len(best)))))
         return pool.take(_choose(values, self.update_interval))

@@ -6,6 +6,7 @@ mean over the layers, since what layers lose nearly adds up as long as it is lit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -170,8 +171,8 @@ class ValueEnsemble(nn.Module):
     """Networks that learn the same from differently weighted plans.
 
     A plan has for every member a weight drawn from the exponential distribution when it is first
-    seen (the Bayesian bootstrap of Rubin, 1981). The first of the predicted numbers is the value;
-    the others are learned besides it, with half the weight, because they are about the same thing.
+    seen (the Bayesian bootstrap of Rubin, 1981). Two numbers are predicted; the second is learned
+    with half the weight.
 
     Args:
         graphs: makes the graphs.
@@ -238,9 +239,14 @@ class ValueEnsemble(nn.Module):
                 optimizer.step()
 
     @torch.no_grad()
-    def values(self, plans: PlanBatch) -> np.ndarray:
-        """What every member expects of plans: float32 (members, n)."""
+    def values(self, plans: PlanBatch, weights: Sequence[float] = (1.0, 0.0)) -> np.ndarray:
+        """What every member expects of plans: float32 (members, n).
+
+        Args:
+            plans: of the network.
+            weights: of the predicted numbers in the sum.
+        """
         if not len(plans):
             return np.zeros((len(self.members), 0), np.float32)
-        features = self.graphs.features(plans)
-        return np.stack([member(features)[:, 0].numpy() for member in self.members])
+        features, of_outputs = self.graphs.features(plans), torch.tensor(weights)
+        return np.stack([(member(features) @ of_outputs).numpy() for member in self.members])
