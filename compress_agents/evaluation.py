@@ -44,6 +44,9 @@ def evaluate_run(
     if reported is not None and "threads" in reported:
         # Sums of floats, and so a prediction in a thousand, depend on how many share the work.
         torch.set_num_threads(reported["threads"])
+        # A run by an earlier version calibrated in float32, whatever the machine.
+        kept = reported.get("calibration_dtype", "float32")
+        config = replace(config, calibration_dtype=kept)
     env = make_environment(config)
     plan = CompressionPlan.load(folder.best_plan, env.task.graph, env.task.network_name)
     measured = measure(env, plan)

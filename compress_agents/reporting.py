@@ -16,6 +16,7 @@ from compress_agents.figures import draw_figures
 from compress_agents.records import Record
 from compress_agents.runs import RunFolder, write_json
 from compress_env.actions import ActionDecoder
+from compress_env.calibration import dtype_name
 from compress_env.complexity import LATENCY
 from compress_env.env import JointPruneQuantEnv
 from compress_env.plan import CompressionPlan
@@ -90,7 +91,7 @@ def describe(env: JointPruneQuantEnv) -> dict[str, Any]:
         "input_shape": list(task.graph.input_shape),
         "num_classes": task.splits.num_classes,
         "num_calibration_images": len(task.calibration.labels),
-        "calibration_dtype": str(task.calibration_dtype).removeprefix("torch."),
+        "calibration_dtype": dtype_name(task.calibration_dtype),
         "uniform_macs": uniform.macs,
         "uniform_bops": uniform.bops,
         "uniform_params": uniform.params,

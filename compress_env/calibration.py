@@ -96,6 +96,11 @@ CALIBRATION_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.
 """In what plans may be calibrated; `auto` takes `fastest_dtype`."""
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a type in `CALIBRATION_DTYPES`."""
+    return next(name for name, known in CALIBRATION_DTYPES.items() if known == dtype)
+
+
 def calibrate(
     network: nn.Module | Mapping[str, Any],
     graph: LayerGraph,

@@ -19,6 +19,7 @@ from compress_agents.config import SearchConfig, TrainingConfig, to_json
 from compress_agents.environments import make_environment
 from compress_agents.reporting import measure
 from compress_agents.runs import RunFolder, read_json
+from compress_env.calibration import dtype_name
 from compress_env.plan import CompressionPlan
 
 __all__ = ["FIGURES", "Entry", "entry_of_plan", "entry_of_run", "read_entry", "verify_entry"]
@@ -127,7 +128,7 @@ def entry_of_run(folder: RunFolder, config: TrainingConfig, row: Mapping[str, An
         command=report["command"],
         evaluations=report["evaluations"],
         budget=config.evaluations,
-        task={name: options[name] for name in TASK_OPTIONS},
+        task=_task(options, report["calibration_dtype"]),
         figures={name: report[name] for name in FIGURES if name in report},
         plan={name: plan[name] for name in ("format", "network", "groups", "layers")},
         threads=report["threads"],
@@ -162,11 +163,19 @@ def entry_of_plan(
         command=command,
         evaluations=evaluations,
         budget=evaluations,
-        task={name: options[name] for name in TASK_OPTIONS},
+        task=_task(options, dtype_name(env.task.calibration_dtype)),
         figures={name: measured[name] for name in FIGURES if name in measured},
         plan=plan.to_json(),
         threads=torch.get_num_threads(),
     )
+
+
+def _task(options: Mapping[str, Any], calibration_dtype: str) -> dict[str, Any]:
+    """The options that make the task, with what the machine chose: another may choose otherwise."""
+    return {
+        **{name: options[name] for name in TASK_OPTIONS},
+        "calibration_dtype": calibration_dtype,
+    }
 
 
 def read_entry(path: Path) -> Entry:
