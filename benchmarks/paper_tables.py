@@ -158,8 +158,9 @@ _INTRODUCTION = """# Results on CIFAR-10
 Made by `python -m benchmarks.papers` from `benchmarks/results/papers.csv`; do not edit by hand.
 
 The checkpoints are those that both papers start from. A plan is searched without any training, by
-PPO with a graph network, on 1,000 images that the test never sees; then its physically pruned
-network is trained at its bits (`compress-agents finetune`: learned step sizes, distillation from
+the agent that a row names (PPO with a graph network, 501 evaluations, or `graph-q`, 200; see
+[agents](agents.md)), on 1,000 images that the test never sees; then its physically pruned network
+is trained at its bits (`compress-agents finetune`: learned step sizes, distillation from
 the dense network, cosine schedule). **Uniform bits** is the plan that the action zero stands for:
 nothing pruned, the same bits everywhere as far as the target allows, trained in just the same way;
 the difference to the joint plan's row is what the search adds. First and last layer have 8 bits and
@@ -173,10 +174,16 @@ search accuracies are so high; differences still rank plans. Training images are
 CIFAR-10's, with a quarter of every batch from lossless ones that neither search nor test uses.
 
 The plans are kept in `benchmarks/results/plans`, and the commands below train them; with `--plans`
-and the name of an empty folder they search anew. The joint plans here were found with
-`compress-agents train --target-reduction T --total-timesteps 500` (default agent, seed 0, one
-search per target) as it was at commit 45126b6. Fewer epochs than a row would like are what two
-cores had time for; rows that are missing were not trained yet.
+and the name of an empty folder they search anew, with today's agents. The plans of PPO were found
+with `compress-agents train --target-reduction T --total-timesteps 500` (default agent, seed 0, one
+search per target) at commit 45126b6, those of `graph-q` by the commands below at commit 1db3371.
+Fewer epochs than a row would like are what two cores had time for; rows that are missing were not
+trained yet.
+
+A search ranks by the accuracy before training, and where training changes much, that is not the
+order after it: at 99.36% the plan of `graph-q` is the best of the three before and the worst after.
+It removes far more channels than the others do, which may be why. `finetune_steps` of the environment
+pays for what is left after some training instead; no row here was searched so.
 """
 
 
