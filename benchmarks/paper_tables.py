@@ -182,8 +182,8 @@ trained yet.
 
 A search ranks by the accuracy before training, and where training changes much, that is not the
 order after it: at 99.36% the plan of `graph-q` is the best of the three before and the worst after.
-It removes far more channels than the others do, which may be why. `finetune_steps` of the environment
-pays for what is left after some training instead; no row here was searched so.
+It removes far more channels than the others do, which may be why. `finetune_steps` of the
+environment pays for what is left after some training instead; no row here was searched so.
 """
 
 
