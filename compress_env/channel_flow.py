@@ -27,7 +27,7 @@ from compress_env.channel_moves import (
     move,
     select_positions,
 )
-from compress_env.channel_values import ChannelFlow, FoundLayer, Value, changed
+from compress_env.channel_values import ChannelFlow, FoundLayer, Sources, Value, changed
 from compress_env.operations import (
     ARITHMETIC,
     CHANNELWISE_FUNCTIONS,
@@ -153,7 +153,7 @@ class _Walk:
             self._freeze(value)
         self.flow.unknown[operation_name(node, self.modules)] += 1
         shapes = shapes_of(node)
-        sources = frozenset().union(*(value.sources for value in inputs))
+        sources = Sources.joined(value.sources for value in inputs)
         for value in inputs:
             if value.shape == shapes and value.ids is not None:  # the same form, all of it frozen
                 return Value(value.shape, value.dim, value.ids, sources=sources)
@@ -235,8 +235,10 @@ class _Walk:
         found.positions += int(np.prod(shape[2:] if is_conv else shape[1:-1], dtype=int))
         found.input_nonnegative &= value.nonnegative
         index = self.order[name]
-        self.flow.edges.update((source, index) for source in value.sources if source != index)
-        return Value(shape, dim, found.out_ids, sources=frozenset([index]))
+        self.flow.edges.update(
+            (source, index) for source in value.sources.carried if source != index
+        )
+        return Value(shape, dim, found.out_ids, sources=Sources.layer(index))
 
     def _found_layer(
         self, name: str, module: nn.Conv2d | nn.Linear, in_ids: np.ndarray
@@ -277,9 +279,7 @@ class _Walk:
         for other_value in full[1:]:
             assert other_value.ids is not None
             self._same(first, other_value.ids)
-        # A sum hands on the latest layer of each of its operands, so that the number of edges
-        # grows linearly along a chain of residual blocks.
-        sources = frozenset(max(value.sources) for value in inputs if value.sources)
+        sources = Sources.added(value.sources for value in inputs)
         name = operation_name(node, self.modules)
         numbers = [argument for argument in node.args if isinstance(argument, (int, float))]
         nonnegative = (
@@ -303,7 +303,7 @@ class _Walk:
         ids = [value.ids for value in values if value.ids is not None and value.dim == dim]
         if len(ids) < len(values):
             return self._unknown(node, inputs)
-        sources = frozenset().union(*(value.sources for value in values))
+        sources = Sources.joined(value.sources for value in values)
         nonnegative = all(value.nonnegative for value in values)
         return Value(shape, dim, np.concatenate(ids), sources=sources, nonnegative=nonnegative)
 

@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Layers whose output a tensor carries.
+
+    Attributes:
+        carried: all of them, as numbers that rise along the network.
+        latest: those that a sum with this tensor carries: of a sum only the latest, so that the
+            number of edges grows linearly along a chain of residual blocks.
+    """
+
+    carried: frozenset[int] = frozenset()
+    latest: frozenset[int] = frozenset()
+
+    @classmethod
+    def layer(cls, index: int) -> Sources:
+        """Those of a layer's output."""
+        return cls(frozenset([index]), frozenset([index]))
+
+    @classmethod
+    def joined(cls, several: Iterable[Sources]) -> Sources:
+        """Those of tensors side by side."""
+        several = list(several)
+        return cls(
+            frozenset().union(*(each.carried for each in several)),
+            frozenset().union(*(each.latest for each in several)),
+        )
+
+    @classmethod
+    def added(cls, several: Iterable[Sources]) -> Sources:
+        """Those of a sum."""
+        carried: frozenset[int] = frozenset().union(*(each.latest for each in several))
+        return cls(carried, frozenset([max(carried)]) if carried else carried)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +67,7 @@ class Value:
     ids: np.ndarray | None = None
     origin: fx.Node | None = None
     positions: torch.Tensor | None = None
-    sources: frozenset[int] = frozenset()
+    sources: Sources = Sources()
     nonnegative: bool = False
     parts: tuple[Value, ...] | None = None
 

@@ -94,6 +94,29 @@ def test_every_kind_of_coupling_on_paper() -> None:
     assert [graph.layers[i].name for i in graph.first_layers] == ["stem", "side"]
 
 
+class AddedBranches(nn.Module):
+    """Two branches side by side, added to a third, and the sum added to once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 3)
+        self.whole, self.again = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.head = nn.Conv2d(4, 5, 1)
+
+    def forward(self, x):
+        x = torch.cat([self.left(x), self.right(x)], 1).relu() + self.whole(x)
+        return self.head(x + self.again(x)).mean((2, 3))
+
+
+def test_a_sum_carries_every_branch_of_a_concatenation_and_the_latest_of_a_sum():
+    graph = trace(AddedBranches(), (3, 8, 8))
+    flow = {tuple(graph.layers[i].name for i in edge) for edge in graph.flow_edges.T}
+    assert flow == {
+        ("left", "again"), ("right", "again"), ("whole", "again"),
+        ("whole", "head"), ("again", "head"),
+    }  # fmt: skip
+
+
 def test_no_layer_can_be_left_without_channels() -> None:
     # Each half of the split takes a part of the group: without a channel that stays in each,
     # a plan that keeps one channel of the group would empty the other half.
