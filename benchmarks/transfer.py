@@ -6,6 +6,9 @@
    that starts from nothing (GNN-RL, Yu et al., ICML 2022, from ResNet-56 to ResNet-44).
 2. The node-wise agent trained on ResNet-20 proposes a plan for deeper networks, untrained there.
 
+What an agent has come to propose is told by the mean accuracy of its plans, block by block of 25
+evaluations: the best plan of a search is for long the one that it begins with, uniform bits.
+
 All on the digits, unless `--dataset`, `--data-root` and `--weights-dir` say otherwise. Runs that
 were finished or interrupted are gone on with.
 """
@@ -13,6 +16,7 @@ were finished or interrupted are gone on with.
 from __future__ import annotations
 
 import argparse
+import csv
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +51,8 @@ _COLUMNS = (
     "search_accuracy", "test_accuracy", "uniform_search_accuracy", "uniform_test_accuracy",
     "dense_search_accuracy", "dense_test_accuracy", "command",
 )  # fmt: skip
-_CURVE_COLUMNS = ("network", "agent", "method", "seed", "evaluations", "search_accuracy")
+_CURVE_COLUMNS = ("network", "agent", "method", "seed", "evaluations", "mean_search_accuracy")
+_BLOCK = 25
 
 Row = dict[str, Any]
 
@@ -106,6 +111,9 @@ def carry_out(config: TrainingConfig, folder: Path, console: Console) -> tuple[R
 
     Returns:
         The row of the results, without the name of the method, and its curve likewise.
+
+    Raises:
+        ValueError: the folder holds a run with other options.
     """
     run = RunFolder(folder)
     if not run.report.exists():
@@ -121,9 +129,25 @@ def carry_out(config: TrainingConfig, folder: Path, console: Console) -> tuple[R
     result = read_result(run, config)
     if result is None:
         raise ValueError(f"runs: {folder} holds a run with other options; name other --runs")
-    common = {"network": result.row["network"], "agent": config.agent}
+    common = {"network": result.row["network"], "agent": config.agent, "seed": config.seed}
     row = {**result.row, **common, "command": config.command()}
-    return row, [{**point, **common} for point in result.curve]
+    return row, [{**point, **common} for point in proposed(run.episodes)]
+
+
+def proposed(episodes: Path) -> list[Row]:
+    """Mean accuracy of the plans of every whole block of evaluations, by `episodes.csv`.
+
+    The first evaluation is of the base plan, whoever searches, and is left out.
+    """
+    with episodes.open(newline="") as file:
+        accuracies = [float(row["accuracy"]) for row in csv.DictReader(file) if row["accuracy"]][1:]
+    return [
+        {
+            "evaluations": end,
+            "mean_search_accuracy": statistics.fmean(accuracies[end - _BLOCK : end]),
+        }
+        for end in range(_BLOCK, len(accuracies) + 1, _BLOCK)
+    ]
 
 
 def measure(experiment: Experiment, seeds: int, console: Console) -> tuple[list[Row], list[Row]]:
@@ -155,16 +179,18 @@ def section(rows: list[Row], curves: list[Row], command: str, picture: str) -> s
     """The two tables, in Markdown."""
     evaluations = max(int(row["evaluations"]) for row in rows)
     seeds = len({row["seed"] for row in rows})
-    marks = sorted({max(1, evaluations // 8), evaluations // 2, evaluations})
+    blocks = sorted({point["evaluations"] for point in curves if point["network"] == TO})
+    marks = [blocks[0], blocks[len(blocks) // 2], blocks[-1]]
     lines = []
     for agent in AGENTS:
         for method in (SCRATCH, WHOLE, FROZEN):
             key = (TO, agent, method)
-            own = [c for c in curves if (c["network"], c["agent"], c["method"]) == key]
-            lines.append((agent, method, *(_spread(_reached(own, mark)) for mark in marks)))
-    first = markdown_table(
-        ("agent", f"{TO} after {FROM}", *(f"best after {mark}" for mark in marks)), lines
-    )
+            own = [c for c in curves if _key(c) == key]
+            best = [row["search_accuracy"] for row in rows if _key(row) == key]
+            means = (_spread(_at(own, mark)) for mark in marks)
+            lines.append((agent, method, *means, _spread(best)))
+    heads = (f"mean of plans {mark - _BLOCK + 1} to {mark}" for mark in marks)
+    first = markdown_table(("agent", f"{TO} after {FROM}", *heads, "best plan"), lines)
     zero = []
     for network in DEEPER:
         own = [r for r in rows if r["network"] == network and r["method"] == ZERO_SHOT]
@@ -180,20 +206,19 @@ def section(rows: list[Row], curves: list[Row], command: str, picture: str) -> s
     return (
         f"Made by `{command}`: {seeds} seeds, {evaluations} evaluations per search, "
         f"{rows[0]['target_reduction']:.1%} fewer BOPs; search accuracy, median (lowest to "
-        f"highest).\n\n{first}\n![best plan so far]({picture})\n\nPlans that the `ppo-node` agent "
-        f"of a search on {SMALL} proposes without training and without noise, one evaluation "
-        f"each:\n\n{second}"
+        f"highest).\n\n{first}\n![what the agents propose]({picture})\n\nPlans that the `ppo-node` "
+        f"agent of a search on {SMALL} proposes without training and without noise, one "
+        f"evaluation each:\n\n{second}"
     )
 
 
-def _reached(curve: list[Row], evaluations: int) -> list[float]:
-    """The best accuracy of each seed up to a number of evaluations."""
-    seeds = sorted({point["seed"] for point in curve})
-    reached = (
-        [p["search_accuracy"] for p in curve if p["seed"] == s and p["evaluations"] <= evaluations]
-        for s in seeds
-    )
-    return [some[-1] for some in reached if some]
+def _key(row: Row) -> tuple[str, str, str]:
+    return row["network"], row["agent"], row["method"]
+
+
+def _at(curve: list[Row], evaluations: int) -> list[float]:
+    """The means of the block that ends there, of all seeds."""
+    return [p["mean_search_accuracy"] for p in curve if p["evaluations"] == evaluations]
 
 
 def _spread(values: list[float]) -> str:
@@ -205,8 +230,8 @@ def _spread(values: list[float]) -> str:
 def main() -> None:
     """Measure, and write the files."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--evaluations", type=int, default=200, help="of every search")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--evaluations", type=int, default=300, help="of every search")
     parser.add_argument("--target-reduction", type=float, default=0.991)
     parser.add_argument("--dataset", help="instead of the digits")
     parser.add_argument("--data-root", help="folder of the data set")
@@ -217,9 +242,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.seeds < 1:
         parser.error(f"--seeds must be at least 1, not {given.seeds}")
+    if given.evaluations <= 2 * _BLOCK:
+        parser.error(f"--evaluations must be above {2 * _BLOCK}, not {given.evaluations}")
     options = {"evaluations": given.evaluations, "target_reduction": given.target_reduction}
     words = [COMMAND]
-    defaults = {"seeds": 5, "evaluations": 200, "target_reduction": 0.991}
+    defaults = {"seeds": 3, "evaluations": 300, "target_reduction": 0.991}
     words += [
         f"--{name.replace('_', '-')} {getattr(given, name)}"
         for name, default in defaults.items()
