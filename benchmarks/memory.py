@@ -3,7 +3,7 @@
     python -m benchmarks.memory growth --steps 100000
 
 Steps of the environment for ResNet-20 on the digits, whose evaluations are answered at once but for
-every 50th, so that every cache comes to its limit in reasonable time. It prints the resident memory
+every 20th, so that every cache comes to its limit in reasonable time. It prints the resident memory
 at ten points. (`peak CONFIG` is what `benchmarks.scaling` starts.)
 """
 
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 COMMAND = "python -m benchmarks.memory"
-_REAL_EVERY = 50
+_REAL_EVERY = 20
 _POINTS = 10
 
 
