@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
@@ -187,6 +188,9 @@ environment pays for what is left after some training instead; no row here was s
 """
 
 
+_COLORS = colormaps["tab20"]
+
+
 def write_curves(points: Sequence[Row], path: Path) -> None:
     """Draw search accuracy against steps of training, a panel per network, as SVG."""
     networks = list(dict.fromkeys(str(point["network"]) for point in points))
@@ -194,13 +198,15 @@ def write_curves(points: Sequence[Row], path: Path) -> None:
     for place, network in enumerate(networks):
         axes = figure.add_subplot(1, len(networks), place + 1)
         own = [point for point in points if point["network"] == network]
-        for method, target in dict.fromkeys((p["method"], p["target_reduction"]) for p in own):
+        plans = dict.fromkeys((p["method"], p["target_reduction"]) for p in own)
+        for number, (method, target) in enumerate(plans):
             line = [p for p in own if (p["method"], p["target_reduction"]) == (method, target)]
             name = method if target == "" else f"{target:.2%} {method}"
             axes.plot(
                 [p["step"] for p in line],
                 [100 * p["search_accuracy"] for p in line],
                 label=name,
+                color=_COLORS(number % _COLORS.N),
                 linestyle="--" if "uniform" in method else "-",
             )
         axes.set(title=_TITLES.get(network, network), xlabel="step", ylabel="search accuracy, %")
