@@ -65,9 +65,12 @@ def curves_figure(scores: Scores, task: Task, score: str) -> Figure:
         value = first[f"{what}_search_accuracy"]
         axes.axhline(value, color=gray, linestyle=":", linewidth=1.2, label=label)
         lowest.append(value)
-    # The first plans of some agents are guesses; they must not press all others into one line.
-    top = axes.get_ylim()[1]
-    axes.set_ylim(bottom=min(lowest) - 0.25 * max(top - min(lowest), 0.01))
+    # First plans that are guesses, and agents that stay far below uniform bits, must not press
+    # all others into one line; where the latter end is in the table.
+    best, uniform = max(lowest), first["uniform_search_accuracy"]
+    shown = max(min(lowest), 2 * uniform - best)
+    margin = 0.25 * max(best - shown, 0.01)
+    axes.set_ylim(shown - margin, best + margin)
     axes.set_xlim(0, task.budget * 1.01)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("evaluations")
