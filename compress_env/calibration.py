@@ -6,7 +6,7 @@ through the batch in parts that fit the processor's cache. A walk can be stopped
 and gone on with, also through another network that is the same up to there.
 
 The values may be bfloat16, which halves what must be moved and, on a processor that multiplies
-bfloat16, takes a quarter of the time. Statistics and what BatchNorm does with them are float32.
+bfloat16, takes much less time. Statistics and what BatchNorm does with them are float32.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ Statistics = tuple[Tensor, Tensor]
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the processor has matrix instructions for it (AMX), else float32.
 
-    Without those bfloat16 loses: a processor that is told to use AVX512-BF16 alone takes 1.6 times
-    as long for a convolution as in float32, and a quarter of that time with AMX.
+    Without those bfloat16 loses: by AVX512-BF16 alone a convolution takes longer than in float32.
     """
     has_instructions = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     native = device.type == "cpu" and has_instructions()
