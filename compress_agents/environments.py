@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 import compress_env  # noqa: F401  registers the ids
 from compress_agents.config import SearchConfig
 from compress_agents.sharing import load_shared, save_shared
+from compress_env.allocator import keep_freed_memory
 from compress_env.env import JointPruneQuantEnv
 from compress_env.wrappers import PaddedGraph
 
@@ -161,6 +162,7 @@ def _map_in_process(folder: str, threads: int) -> gymnasium.Env[Any, Any]:
     # it, and so copy it.
     gc.freeze()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     return _wrap(load_shared(folder))
 
 

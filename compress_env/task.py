@@ -77,8 +77,9 @@ class CompressionTask:
         engine: name of an engine of `ENGINES`, or a factory.
         finetune_steps: steps of training that a plan's network gets before it is evaluated, by
             `compress_env.evaluation.finetuned`; where there are any, `engine` is not used.
-        calibration_dtype: in what plans are calibrated, by name in `CALIBRATION_DTYPES`. An
-            `engine` that is a factory decides for itself.
+        calibration_dtype: in what plans are calibrated and, with `finetune_steps` on a CPU,
+            trained, by name in `CALIBRATION_DTYPES`. An `engine` that is a factory decides for
+            itself.
 
     Raises:
         ValueError: an argument is not allowed; the message names it.
@@ -159,7 +160,9 @@ class CompressionTask:
     def _engine(self, finetune_steps: int) -> Engine:
         if finetune_steps == 0:
             return self._engine_factory(self.graph, self.calibration.images)
-        options = FinetuneOptions(steps=finetune_steps, seed=self.seed)
+        # On a GPU the default is 16 bits; elsewhere the type that is fast for calibration is too.
+        mixed = None if self.device.type == "cuda" else self.calibration_dtype == torch.bfloat16
+        options = FinetuneOptions(steps=finetune_steps, mixed_precision=mixed, seed=self.seed)
         images = TrainingImages(self.splits, self.spare, self.device)
         return FinetunedEngine(
             self.graph,

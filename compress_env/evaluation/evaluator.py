@@ -7,8 +7,12 @@ from typing import Protocol
 
 import torch
 
+from compress_env.allocator import hand_back_freed_memory
 from compress_env.evaluation.cache import BoundedCache
 from compress_env.plan import CompressionPlan
+
+# New plans between two looks for memory to hand back, which takes some ten milliseconds.
+_PLANS_BETWEEN_RETURNS = 250
 
 
 class Engine(Protocol):
@@ -73,12 +77,16 @@ class Evaluator:
         self.images = images
         self.labels = labels.cpu()
         self._known: BoundedCache[Evaluation] = BoundedCache(cache_bytes)
+        self._plans = 0
 
     def evaluate(self, plan: CompressionPlan) -> Evaluation:
         """Run a plan's network on the images."""
 
         def run() -> Evaluation:
             logits = self.engine.logits(plan, self.images).detach().float().cpu()
+            self._plans += 1
+            if self._plans % _PLANS_BETWEEN_RETURNS == 0:
+                hand_back_freed_memory()
             return Evaluation(logits, self.labels)
 
         return self._known.get(plan.key(), run)
