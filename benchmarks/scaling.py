@@ -8,6 +8,7 @@ again, so an interrupted run is gone on with; `--again` measures anew.
 | images | an evaluation against the number of search images (ResNet-20) |
 | depth | an evaluation against the depth: ResNet-20, 32, 44, 56, 110 |
 | environments | evaluations per second in all: one thread, all threads, processes; a control |
+| layers | an episode of `layer` mode with every step evaluated, against one evaluation |
 | memory | peak memory of a search on ResNet-56, and growth over many steps |
 | search | a whole search on ResNet-20, and the share of the agent's updates in it |
 
@@ -41,6 +42,7 @@ from benchmarks.timing import interleaved_seconds
 from compress_agents.environments import make_environment, make_vector_environment
 from compress_agents.runs import read_json, write_json
 from compress_env.data import load_splits
+from compress_env.env import JointPruneQuantEnv
 from compress_env.evaluation import FastEngine
 from compress_env.latency.engines import available_cores
 
@@ -130,6 +132,28 @@ def measure_environments(options: argparse.Namespace) -> Rows:
     return rows
 
 
+def measure_layers(options: argparse.Namespace) -> Rows:
+    """Episodes that evaluate every layer's step, beside single evaluations; all plans are new."""
+    config = options.source.config(SEARCHED, options.images, 1, 1)
+    modes = {
+        "episode": make_environment(config, {"step_mode": "layer", "evaluate_every_step": True}),
+        "evaluation": make_environment(config, {"step_mode": "network"}),
+    }
+    generator = np.random.default_rng(0)
+
+    def play(env: JointPruneQuantEnv) -> None:
+        env.reset()
+        done = False
+        while not done:
+            shape = env.action_space.shape
+            done = env.step(generator.normal(0, 0.1, shape).astype(np.float32))[2]
+
+    runs = {name: partial(play, env) for name, env in modes.items()}
+    seconds = interleaved_seconds(runs, options.repeats)
+    layers = len(modes["episode"].task.graph.layers)
+    return [{"network": SEARCHED, "images": options.images, "steps": layers, **seconds}]
+
+
 def measure_memory(options: argparse.Namespace) -> Rows:
     """Peak memory of a process that searches, and growth of one that takes many steps."""
     config = options.source.config(DEEP, options.images, options.memory_evaluations, 1)
@@ -174,6 +198,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "images": measure_images,
     "depth": measure_depth,
     "environments": measure_environments,
+    "layers": measure_layers,
     "memory": measure_memory,
     "search": measure_search,
 }
@@ -240,7 +265,7 @@ def main(given: list[str] | None = None) -> None:
         missing = [part for part in options.parts if options.again or part not in results]
         if options.data_root:
             options.source = Source(options.data_root, options.weights_dir)
-        elif {"environments", "memory", "search"} & set(missing):
+        elif {"environments", "layers", "memory", "search"} & set(missing):
             options.source = random_source(Path(folder), (SEARCHED, DEEP))
         for part in missing:
             print(f"measuring {part} ...", flush=True)

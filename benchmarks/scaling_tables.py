@@ -98,6 +98,18 @@ def environments_table(rows: Rows) -> str:
     return text
 
 
+def layers_table(rows: Rows) -> str:
+    """An episode of many evaluated steps in evaluations."""
+    row = rows[0]
+    return (
+        f"In `layer` mode an episode on {row['network']} has {row['steps']} steps. With every one "
+        f"of them evaluated, the last on {row['images']} images and the others on the default of "
+        f"`step_images`, it takes {1e3 * row['episode']:.0f} ms, which is "
+        f"{row['episode'] / row['evaluation']:.1f} times the {1e3 * row['evaluation']:.0f} ms of "
+        f"an episode of one step in `network` mode (median of new plans, in turn)."
+    )
+
+
 def memory_table(rows: Rows) -> str:
     """Peak and growth."""
     row = rows[0]
@@ -142,6 +154,7 @@ _TABLES: dict[str, Callable[[Rows], str]] = {
     "images": images_table,
     "depth": depth_table,
     "environments": environments_table,
+    "layers": layers_table,
     "memory": memory_table,
     "search": search_table,
 }
