@@ -216,7 +216,8 @@ def test_imagenet_reads_a_local_copy(tmp_path):
 
 
 def test_bad_arguments_are_named(tmp_path, folder, monkeypatch):
-    def fail(*_, **__):
+    def fail(self):
+        Path(self.root).mkdir(exist_ok=True)  # as torchvision does before it asks for the file
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10.download", fail)
@@ -237,7 +238,9 @@ def test_bad_arguments_are_named(tmp_path, folder, monkeypatch):
         (("imagefolder", strange), {}, "a class 'dog' that train/ does not have"),
         (("imagenet", tmp_path), {}, "must be a copy of ImageNet"),
         (("cifar10", tmp_path), {}, "no network.*put cifar-10-python.tar.gz .* into"),
+        (("cifar10", tmp_path / "mistyped"), {}, "no network.*into .*mistyped"),
     ]
     for arguments, keywords, words in cases:
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             load_splits(*arguments, **keywords)
+    assert not (tmp_path / "mistyped").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,13 @@ class _Variant:
         """Torchvision's data set, downloaded where it is missing."""
         from torchvision import datasets  # noqa: PLC0415  (a second, for these two alone)
 
+        was_there = root.exists()
         try:
             return getattr(datasets, self.class_name)(str(root), train=train, download=True)
         except (OSError, RuntimeError) as error:
+            if not was_there:
+                with suppress(OSError):  # not there, or not empty
+                    root.rmdir()
             raise ValueError(
                 f"dataset {self.name!r}: downloading it failed ({error}); put {self.archive} "
                 f"(MD5 {self.md5}) from https://www.cs.toronto.edu/~kriz/{self.archive} into "
