@@ -92,6 +92,7 @@ def describe(env: JointPruneQuantEnv) -> dict[str, Any]:
         "num_classes": task.splits.num_classes,
         "num_calibration_images": len(task.calibration.labels),
         "calibration_dtype": dtype_name(task.calibration_dtype),
+        "finetune_steps": task.finetune_steps,
         "uniform_macs": uniform.macs,
         "uniform_bops": uniform.bops,
         "uniform_params": uniform.params,
@@ -204,5 +205,8 @@ def report_table(report: dict[str, Any], title: str) -> Table:
     bits = report["first_last_bits"]
     fixed = "searched too" if bits is None else f"at {bits} bits"
     table.caption = f"{report['network']} on {report['dataset']}, first and last layer {fixed}"
+    # Reports of before this option have no such entry.
+    if report.get("finetune_steps"):
+        table.caption += f"; every plan's network trained for {report['finetune_steps']} steps"
     table.caption_justify = "left"
     return table

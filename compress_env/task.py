@@ -121,7 +121,7 @@ class CompressionTask:
                 f"not '{network}'"
             )
         self.device = _check_device(device)
-        self.seed = seed
+        self.seed, self.finetune_steps = seed, finetune_steps
         self.splits = _load_splits(network, dataset, data_root, seed, image_size)
         self.network_name = network if isinstance(network, str) else type(network).__name__
         self.network = _load_network(network, self.splits, weights).to(self.device).eval()
@@ -154,15 +154,15 @@ class CompressionTask:
             self.graph, self.calibration.images, self.calibration.labels.to(self.device)
         )
         self.ranks = rank_channels(self.graph, self.importance)
-        self.engine = self._engine(finetune_steps)
+        self.engine = self._engine()
         self.evaluator = Evaluator(self.engine, self.search.images, self.search.labels)
 
-    def _engine(self, finetune_steps: int) -> Engine:
-        if finetune_steps == 0:
+    def _engine(self) -> Engine:
+        if self.finetune_steps == 0:
             return self._engine_factory(self.graph, self.calibration.images)
         # On a GPU the default is 16 bits; elsewhere the type that is fast for calibration is too.
         mixed = None if self.device.type == "cuda" else self.calibration_dtype == torch.bfloat16
-        options = FinetuneOptions(steps=finetune_steps, mixed_precision=mixed, seed=self.seed)
+        options = FinetuneOptions(steps=self.finetune_steps, mixed_precision=mixed, seed=self.seed)
         images = TrainingImages(self.splits, self.spare, self.device)
         return FinetunedEngine(
             self.graph,
