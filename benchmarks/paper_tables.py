@@ -158,11 +158,13 @@ _INTRODUCTION = """# Results on CIFAR-10
 
 Made by `python -m benchmarks.papers` from `benchmarks/results/papers.csv`; do not edit by hand.
 
-The checkpoints are those that both papers start from. A plan is searched without any training, by
-the agent that a row names (PPO with a graph network, 501 evaluations, or `graph-q`, 200; see
-[agents](agents.md)), on 1,000 images that the test never sees; then its physically pruned network
-is trained at its bits (`compress-agents finetune`: learned step sizes, distillation from
-the dense network, cosine schedule). **Uniform bits** is the plan that the action zero stands for:
+The checkpoints are those that both papers start from. A plan is searched by the agent that a row
+names ([agents](agents.md)) on 1,000 images that the test never sees, then its physically pruned
+network is trained at its bits (`compress-agents finetune`: learned step sizes, distillation from the
+dense network, cosine schedule). PPO with a graph network had 501 evaluations, `graph-q` 200, both of
+networks as they are without any training. In rows **with training** `graph-q` was paid for what a
+plan's network does after a few steps of it (`--finetune-steps`): 100 evaluations after 20 steps each
+for ResNet-20, 40 after 10 for ResNet-56. **Uniform bits** is the plan that the action zero stands for:
 nothing pruned, the same bits everywhere as far as the target allows, trained in just the same way;
 the difference to the joint plan's row is what the search adds. First and last layer have 8 bits and
 count with them. BOPs are counted against 32 times 32 bits, over all layers.
@@ -177,14 +179,13 @@ CIFAR-10's, with a quarter of every batch from lossless ones that neither search
 The plans are kept in `benchmarks/results/plans`, and the commands below train them; with `--plans`
 and the name of an empty folder they search anew, with today's agents. The plans of PPO were found
 with `compress-agents train --target-reduction T --total-timesteps 500` (default agent, seed 0, one
-search per target) at commit 45126b6, those of `graph-q` by the commands below at commit 1db3371.
-Fewer epochs than a row would like are what two cores had time for; rows that are missing were not
-trained yet.
+search per target) at commit 45126b6, those of `graph-q` by the commands below at commits 1db3371
+and, with training, bea85f1. Fewer epochs than a row would like are what two cores had time for;
+rows that are missing were not trained yet.
 
-A search ranks by the accuracy before training, and where training changes much, that is not the
-order after it: at 99.36% the plan of `graph-q` is the best of the three before and the worst after.
-It removes far more channels than the others do, which may be why. `finetune_steps` of the
-environment pays for what is left after some training instead; no row here was searched so.
+A search without training ranks by the accuracy before it, and where training changes much, that is
+not the order after it: at 99.36% the plan that `graph-q` finds so is the best of all before and the
+worst after. That is what the rows with training are for.
 """
 
 
