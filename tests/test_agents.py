@@ -169,6 +169,11 @@ def test_an_agent_from_outside_runs_by_its_name(tmp_path: Path) -> None:
         (["--agent", "sac", "--num-envs", "2"], "num_envs must be 1"),
         (["--agent", "sac", "--agent-options", "encoder=fft"], "encoder must be one of"),
         (["--agent", "evolution", "--agent-options", "population=1"], "population"),
+        (["--agent-options", "learning_rate=abc"], "learning_rate must be a number, not 'abc'"),
+        (["--agent", "greedy", "--agent-options", "steps=1.5"], "steps must be a whole number"),
+        (["--agent", "gnn-rl", "--agent-options", "action_std=-1"], "action_std must be above 0"),
+        (["--agent", "amc", "--agent-options", "actor_rate=0"], "actor_rate and critic_rate"),
+        (["--agent", "trpo", "--agent-options", "trust_region=0"], "trust_region must be above 0"),
         (["--agent", "haq", "--metric", "macs", "--bits", "32"], "cannot be met by bits alone"),
     ],
 )

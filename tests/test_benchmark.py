@@ -96,6 +96,8 @@ def test_searches_are_all_combinations_with_names_of_their_own() -> None:
         (["--agents", "james"], "agent"),
         (["--agents", "sac[speed=1]"], "speed"),
         (["--target-reductions", "much"], "target_reductions"),
+        (["--target-reductions", "0.9,1.5"], "target_reductions must be above 0 and below 1"),
+        (["--env-ids", "Nope-v0"], "env_ids: there is no environment 'Nope-v0'"),
         (["--weights", "a,b"], "weights"),
         (["--seeds", "0"], "seeds"),
         (["--jobs", "0"], "jobs"),

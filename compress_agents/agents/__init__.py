@@ -242,7 +242,8 @@ def load_factory(name: str) -> Callable[..., Any]:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"agent '{name}' cannot be imported: {error}") from error
+        hint = " (is its folder on PYTHONPATH?)" if isinstance(error, ModuleNotFoundError) else ""
+        raise ValueError(f"agent '{name}' cannot be imported: {error}{hint}") from error
     if not callable(found):
         raise ValueError(f"agent '{name}' is not callable: name a class, or a function")
     factory: Callable[..., Any] = found
@@ -260,6 +261,15 @@ def agent_settings(name: str) -> dict[str, Any]:
     return {**named, **find_agent(name).settings}
 
 
+def _check_kind(setting: str, value: Any, default: Any) -> None:
+    """Refuse what is no number, or no whole one, where the default is."""
+    whole = isinstance(default, int)
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        return
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise ValueError(f"{setting} must be a {'whole ' if whole else ''}number, not {value!r}")
+
+
 def build_agent(name: str, settings: Mapping[str, Any]) -> Agent:
     """Make an agent.
 
@@ -275,6 +285,8 @@ def build_agent(name: str, settings: Mapping[str, Any]) -> Agent:
         if setting not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise ValueError(f"agent '{name}' has no setting {setting}: {has}")
+        if name in AGENTS:  # others may take what their default is not
+            _check_kind(setting, settings[setting], known[setting])
     try:
         agent = load_factory(name)(**{**find_agent(name).settings, **settings})
     except TypeError as error:

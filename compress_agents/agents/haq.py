@@ -26,7 +26,6 @@ class HAQ(LayerDDPG):
     features, whether weights or activations are decided, and the action before. What costs too
     much is lowered in turn, one bit at a time, until the target is met. An action is a step away
     from uniform bits, as everywhere in the environment, where the paper's is a bit-width.
-
     """
 
     environment: ClassVar[Mapping[str, Any]] = {"step_mode": "network", "observation": "layer"}

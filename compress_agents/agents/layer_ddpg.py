@@ -108,6 +108,8 @@ class LayerDDPG(ABC):
             raise ValueError("noise and noise_decay must be above 0 and at most 1")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must be from 0 to 1, not {self.discount}")
+        if not self.actor_rate > 0 or not self.critic_rate > 0:
+            raise ValueError("actor_rate and critic_rate must be above 0")
 
     def search(self, env: Any, seed: int, evaluations: int) -> None:
         """See `compress_agents.agents.Agent`; first and last episode are without noise."""

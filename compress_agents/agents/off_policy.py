@@ -102,7 +102,7 @@ class OffPolicyAgent(StableBaselinesAgent):
         warm_up: episodes of random actions around uniform bits, at least 1.
         batch_size: steps that a gradient is computed from.
         gradient_steps: per step of the environment.
-        learning_rate: of actor and critic.
+        learning_rate: of actor and critic, above 0.
         action_std: standard deviation of the noise on an action, above 0 and at most 1.
         reach: how far from uniform bits an action can be, above 0 and at most 1.
         encoder: ``typed``, ``gcn``, ``gat``; ``flat`` for the same features without the graph.
@@ -127,6 +127,8 @@ class OffPolicyAgent(StableBaselinesAgent):
             raise ValueError("warm_up, batch_size and gradient_steps must be at least 1")
         if not 0 < self.action_std <= 1 or not 0 < self.reach <= 1:
             raise ValueError("action_std and reach must be above 0 and at most 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
         self.policy_keywords()
 
     def policy_keywords(self) -> dict[str, Any]:
@@ -185,10 +187,15 @@ class SACAgent(OffPolicyAgent):
     """Soft actor-critic (Haarnoja et al., 2018).
 
     Args:
-        entropy: its weight; rewards are in hundredths.
+        entropy: its weight, at least 0; rewards are in hundredths.
     """
 
     entropy: float = 0.001
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.entropy >= 0:
+            raise ValueError(f"entropy must be at least 0, not {self.entropy}")
 
     def algorithm(
         self, keywords: dict[str, Any], std: float, noise: NormalActionNoise

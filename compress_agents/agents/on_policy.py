@@ -24,7 +24,7 @@ class OnPolicyAgent(StableBaselinesAgent):
 
     Args:
         update_interval: steps between updates, at least 2.
-        learning_rate: of the algorithm's optimizer.
+        learning_rate: of the algorithm's optimizer, above 0.
         action_std: standard deviation of the first actions, above 0 and at most 1.
         encoder: ``typed``, ``gcn``, ``gat``; ``flat`` for the same features without the graph.
 
@@ -42,6 +42,8 @@ class OnPolicyAgent(StableBaselinesAgent):
             raise ValueError(f"update_interval must be at least 2, not {self.update_interval}")
         if not 0 < self.action_std <= 1:
             raise ValueError(f"action_std must be above 0 and at most 1, not {self.action_std}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
         extractor_keywords(self.encoder)
 
     def keywords(self, env: VecEnv, seed: int) -> dict[str, Any]:
@@ -78,9 +80,18 @@ class A2CAgent(OnPolicyAgent):
 
 @dataclass(kw_only=True)
 class TRPOAgent(OnPolicyAgent):
-    """TRPO (Schulman et al., *Trust region policy optimization*, 2015)."""
+    """TRPO (Schulman et al., *Trust region policy optimization*, 2015).
+
+    Args:
+        trust_region: largest divergence of an update, in nats, above 0.
+    """
 
     trust_region: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.trust_region > 0:
+            raise ValueError(f"trust_region must be above 0, not {self.trust_region}")
 
     def build(self, env: VecEnv, seed: int, layer_by_layer: bool) -> OnPolicyAlgorithm:
         """The algorithm, untrained."""
@@ -94,9 +105,18 @@ class TRPOAgent(OnPolicyAgent):
 
 @dataclass(kw_only=True)
 class RecurrentPPOAgent(OnPolicyAgent):
-    """PPO with an LSTM between graph network and heads, for episodes of many steps."""
+    """PPO with an LSTM between graph network and heads, for episodes of many steps.
+
+    Args:
+        update_epochs: passes over the gathered steps per update, at least 1.
+    """
 
     update_epochs: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.update_epochs < 1:
+            raise ValueError(f"update_epochs must be at least 1, not {self.update_epochs}")
 
     def build(self, env: VecEnv, seed: int, layer_by_layer: bool) -> OnPolicyAlgorithm:
         """The algorithm, untrained."""

@@ -33,8 +33,8 @@ class PPOAgent(StableBaselinesAgent):
     Args:
         update_interval: steps of each environment between updates, at least 2.
         update_epochs: passes over the gathered steps per update.
-        learning_rate: of Adam.
-        action_std: standard deviation of the first actions.
+        learning_rate: of Adam, above 0.
+        action_std: standard deviation of the first actions, above 0.
         clip_range: how far an update may change the probability of an action. With some 50 numbers
             to an action, the usual 0.2 stops an update while it still helps.
         discount: of later rewards, above 0 and at most 1; all that counts here is the reward at
@@ -62,6 +62,8 @@ class PPOAgent(StableBaselinesAgent):
         # PPO normalises advantages over an update, which takes two.
         if self.update_interval < 2 or self.update_epochs < 1:
             raise ValueError("update_interval must be at least 2 and update_epochs at least 1")
+        if not self.learning_rate > 0 or not self.action_std > 0:
+            raise ValueError("learning_rate and action_std must be above 0")
         if not 0 < self.discount <= 1 or self.entropy < 0 or self.clip_range <= 0:
             raise ValueError(
                 "discount must be above 0 and at most 1, entropy at least 0, clip_range above 0"

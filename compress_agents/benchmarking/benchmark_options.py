@@ -6,6 +6,7 @@ Those that a benchmark varies are lists; the others are those of `train`, the sa
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, get_type_hints
@@ -141,6 +142,11 @@ def list_searches(options: Any) -> list[Search]:
     """
     if options.seeds < 1:
         raise ValueError(f"seeds must be at least 1, not {options.seeds}")
+    for target in options.target_reductions:
+        if not 0 < target < 1:
+            raise ValueError(f"target_reductions must be above 0 and below 1, not {target:g}")
+    for env_id in options.env_ids:
+        _check_environment(env_id)
     settings = [split_label(label) for label in options.agents]
     for name, words in settings:
         build_agent(name, parse_settings(words))
@@ -175,6 +181,26 @@ def list_searches(options: Any) -> list[Search]:
     if twice is not None:
         raise ValueError(f"agents, env_ids, target_reductions must not repeat: {twice} is twice")
     return searches
+
+
+def _check_environment(env_id: str) -> None:
+    """Refuse an id before a search is started with it, which would fail once per agent and seed."""
+    import gymnasium  # noqa: PLC0415  the command line lists options without it
+
+    import compress_env  # noqa: F401, PLC0415  registers the ids
+
+    if ":" in env_id:
+        return  # the module in front of the colon registers it when the environment is made
+    with warnings.catch_warnings():
+        # Gymnasium warns of ids without a version and of old versions.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        try:
+            gymnasium.spec(env_id)
+        except gymnasium.error.Error as error:
+            known = sorted(name for name in gymnasium.registry if name.startswith("JointPrune"))
+            raise ValueError(
+                f"env_ids: there is no environment '{env_id}'; this package has {', '.join(known)}"
+            ) from error
 
 
 def _weights(given: Sequence[str] | None, env_ids: Sequence[str]) -> Sequence[str | None]:
