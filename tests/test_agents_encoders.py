@@ -146,6 +146,33 @@ def test_typed_message_passing_equals_dense_matrices() -> None:
     torch.testing.assert_close(encoder(to_dgl(arrays)), hidden, **TOLERANCE)
 
 
+def test_gat_equals_dense_matrices() -> None:
+    arrays = chain(5)
+    encoder = build_encoder(
+        "gat", NUM_FEATURES, NUM_GLOBALS, hidden_dim=6, num_layers=2, num_heads=2
+    )
+    pairs = [(node, node) for node in range(5)]  # (source, destination)
+    for kind, *ends in zip(arrays.edge_types, *arrays.edges, strict=True):
+        pairs += [tuple(ends), tuple(ends[::-1])] if kind == 0 else [tuple(ends)]
+    hidden = torch.relu(
+        encoder.node_input(torch.tensor(arrays.node_features))
+        + encoder.global_input(torch.tensor(arrays.globals))
+    )
+    for layer in encoder.layers:
+        projected = layer.fc(hidden).reshape(5, 2, 3)
+        left, right = (projected * layer.attn_l).sum(2), (projected * layer.attn_r).sum(2)
+        heads = []
+        for node in range(5):
+            sources = [source for source, destination in pairs if destination == node]
+            scores = torch.nn.functional.leaky_relu(left[sources] + right[node], 0.2)
+            share = torch.softmax(scores, dim=0)
+            heads.append((share[:, :, None] * projected[sources]).sum(0))
+        # In DGL the residual is the input itself where the sizes are equal.
+        update = torch.stack(heads).flatten(1) + layer.bias + hidden
+        hidden = torch.nn.functional.elu(update)
+    torch.testing.assert_close(encoder(to_dgl(arrays)), hidden, **TOLERANCE)
+
+
 @pytest.mark.parametrize("name", sorted(ENCODERS))
 def test_extractor_ignores_numbering_padding_and_neighbours_in_the_batch(name: str) -> None:
     graphs = [chain(size, seed=size) for size in (5, 3, 1, 4)]

@@ -207,6 +207,7 @@ def test_it_is_an_agent_by_name_and_its_weights_are_saved(tmp_path: Any) -> None
         ({"episodes": 1}, "episodes must be at least 2"),
         ({"learning_rate": -0.1}, "learning_rate must be at least 0"),
         ({"bits_std": 0.0}, "bits_std must be above 0"),
+        ({"prior": -1.0}, "prior and entropy must be at least 0"),
         ({"hidden_dim": 0}, "hidden_dim and num_layers must be at least 1"),
         ({"shared": "yes"}, "shared must be True or False"),
     ],

@@ -161,6 +161,36 @@ def test_a_channel_and_its_double_are_neighbours() -> None:
     assert (others < 0.999).all()
 
 
+def test_edges_are_those_of_plain_numpy() -> None:
+    """From activations to edges without any function of the package."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 9, 1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(324, 2),
+    )  # fmt: skip
+    graph, batch = trace(network, (3, 8, 8)), images(20)
+    with torch.no_grad():
+        first = network[:2](batch)
+        made = [first.double().numpy(), network[2:4](first).double().numpy()]
+    observation = ChannelObservation(context(graph, batch, "network"), neighbours=4)
+    arrays = observation.observe(state(graph))
+    expected, start = {}, 0
+    for activations in made:
+        means = activations.mean((2, 3)).T  # (channels, images)
+        standard = (means - means.mean(1)[:, None]) / np.maximum(means.std(1)[:, None], 1e-6)
+        p = softmax(standard, axis=1)
+        for i in range(len(p)):
+            others = [j for j in range(len(p)) if j != i]
+            alike = {j: np.exp(-(entropy(p[i], p[j]) + entropy(p[j], p[i])) / 2) for j in others}
+            for j in sorted(others, key=alike.__getitem__)[-4:]:
+                expected[start + j, start + i] = alike[j]
+        start += len(p)
+    ends = zip(*arrays.edges.tolist(), strict=True)
+    found = dict(zip(ends, arrays.edge_features[:, 0], strict=True))
+    assert found.keys() == expected.keys()
+    for edge, similarity in expected.items():
+        assert found[edge] == pytest.approx(similarity, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "shufflenet_v1"])
 @pytest.mark.parametrize("step_mode", ["network", "layer"])
 def test_graphs_of_all_kinds_of_networks(name: str, step_mode: str) -> None:

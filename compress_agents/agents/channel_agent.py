@@ -4,6 +4,10 @@ Jiang, Cao and Yang, "On the Channel Pruning using Graph Convolution Network for
 Neural Network Acceleration", IJCAI 2022: a set of GCN agents, one per layer, each of which sees the
 graph of its layer's channels and decides for every channel whether it stays; they are trained
 together by a policy gradient. The layers of a residual stream decide as one.
+
+The paper's text was not at hand beyond its abstract and a summary. This project's choices are the
+form of the network beyond its graph convolutions, REINFORCE with a mean of episodes for baseline,
+the start at the base plan, and the numbers for bits, which the paper does not choose.
 """
 
 from __future__ import annotations
@@ -139,13 +143,14 @@ class ChannelAgent:
 
     Args:
         shared: one network for all layers in place of the paper's one network per layer.
-        prior: log-odds for the base plan's decision on a channel before anything is learned; 0 is
-            the paper's start, where each channel stays as likely as the base plan's share.
+        prior: log-odds for the base plan's decision on a channel before anything is learned, at
+            least 0; with 0 each channel stays as likely as the base plan's share, which is how an
+            untrained network would start.
         hidden_dim: length of an embedding.
         num_layers: rounds of graph convolution.
         episodes: episodes between updates, at least 2.
         learning_rate: of Adam; with 0 nothing is learned, which is what the agent has to beat.
-        entropy: weight of the draws' mean entropy, which keeps them from settling early.
+        entropy: weight of the draws' mean entropy, at least 0; it keeps them from settling early.
         bits_std: standard deviation of the numbers for bits, above 0.
 
     Raises:
@@ -174,6 +179,8 @@ class ChannelAgent:
             raise ValueError(f"shared must be True or False, not {self.shared!r}")
         if not self.learning_rate >= 0:
             raise ValueError(f"learning_rate must be at least 0, not {self.learning_rate}")
+        if not self.prior >= 0 or not self.entropy >= 0:
+            raise ValueError("prior and entropy must be at least 0")
         if not self.bits_std > 0:
             raise ValueError(f"bits_std must be above 0, not {self.bits_std}")
         ChannelGCN(self.hidden_dim, self.num_layers)

@@ -10,7 +10,8 @@ all have its embedding: pruned channels enter the readout as zeros, so a state c
 of its channels that is kept.
 
 The paper's motifs differ in nothing but structure. Here, too, their embeddings depend on kinds of
-operations alone; the channels and bits of a motif's occurrence are added to its edge.
+operations alone. This project's choices are what adds the rest: a linear map of the channels and
+bits of a motif's occurrence goes to its edge, and one of the globals to every state.
 """
 
 from __future__ import annotations
@@ -229,5 +230,8 @@ MGNN_PRESET: Mapping[str, Mapping[str, Any]] = {
 ``ppo`` and ``ddpg`` for the classes of these names in Stable-Baselines3, with
 ``"MultiInputPolicy"``: (hidden, embedding) = (50, 50) and a head of 200. What the paper leaves open
 for PPO, from ``n_steps`` to the standard deviation of 0.5, is as in the released code
-(``gnnrl/parameter.py`` and ``lib/RL/agent.py`` of yusx-swapp/GNN-RL-Model-Compression).
+(``gnnrl/parameter.py`` and ``lib/RL/agent.py`` of yusx-swapp/GNN-RL-Model-Compression). What
+Stable-Baselines3's PPO does in its own way stays so: the standard deviation is learned, where the
+released code keeps it; neither the mean of an action nor a value passes through a hyperbolic
+tangent; and advantages are normalised where the released code normalises returns.
 """

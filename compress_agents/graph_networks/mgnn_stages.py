@@ -21,6 +21,11 @@ class ProductConvolution(nn.Module):
     with an edge to v and v itself, with ``e_vv = 1``, and ``d`` is 1 + the number of edges into a
     node.
 
+    That a message is the product of a node and an edge embedding is GNN-RL's (Yu et al., ICML
+    2022). The paper's text was not at hand for the rest: roots of degrees and loops with ones are
+    as in its released code (``models/multi_stage_gcn.py``), which adds ``b`` to every message
+    before it is scaled; adding it once, to the sum, is this project's choice.
+
     Args:
         dim: Length of the embeddings.
     """
@@ -51,6 +56,10 @@ class LearnedReadout(nn.Module):
 
     ``g = W sum over v of (softmax over v of a(h_v)) * k_v * h_v + b``, where ``a`` is linear and
     ``k_v``, the share of a node that is left, is 0 for a pruned node.
+
+    Learned weights, and zeros for what is pruned, are GNN-RL's. Where the weights come from, the
+    softmax of a linear map, is this project's choice, and so are shares between 0 and 1; the
+    paper's released code takes the mean (``models/graph_encoder.py``).
 
     Args:
         dim: Length of the nodes' embeddings.

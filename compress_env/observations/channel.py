@@ -14,6 +14,7 @@ The paper (Jiang, Cao and Yang, "On the Channel Pruning using Graph Convolution 
 Convolutional Neural Network Acceleration") makes one such graph per layer and groups the layers of
 a residual stream; a coupling group is that here. It compares distributions by their
 Kullback-Leibler divergence; `compress_env.observations.similarity` says how this is done here.
+Features other than those of the averages are this project's choice.
 Every column is scaled to about [-1, 1].
 """
 
@@ -133,7 +134,7 @@ class ChannelObservation:
         context: what does not change; its images are what mean activations are taken over, once,
             in the dense network.
         neighbours: edges into a node, at least 1.
-        similarity: a name of `SIMILARITIES`: `"divergence"`, the paper's, or `"cosine"`.
+        similarity: a name of `SIMILARITIES`: `"divergence"`, the paper's idea, or `"cosine"`.
 
     Raises:
         ValueError: `neighbours` or `similarity` is not allowed.

@@ -2,7 +2,10 @@
 
 The GCN channel-pruning paper (Jiang, Cao and Yang, IJCAI 2022) takes the distribution of a
 channel's global average over a batch of images for its feature, and joins channels by the
-Kullback-Leibler divergence of these distributions. Everything here is computed once per network.
+Kullback-Leibler divergence of these distributions. Its text was not at hand beyond the abstract
+and a summary, so what each function makes of that is this project's choice: inputs of layers in
+units of their root mean square, the softmax over images, the symmetrised divergence and `exp` of
+minus it, and a fixed number of neighbours. Everything here is computed once per network.
 """
 
 from __future__ import annotations
