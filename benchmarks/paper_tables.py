@@ -160,14 +160,15 @@ Made by `python -m benchmarks.papers` from `benchmarks/results/papers.csv`; do n
 
 The checkpoints are those that both papers start from. A plan is searched by the agent that a row
 names ([agents](agents.md)) on 1,000 images that the test never sees, then its physically pruned
-network is trained at its bits (`compress-agents finetune`: learned step sizes, distillation from the
-dense network, cosine schedule). PPO with a graph network had 501 evaluations, `graph-q` 200, both of
-networks as they are without any training. In rows **with training** `graph-q` was paid for what a
-plan's network does after a few steps of it (`--finetune-steps`): 100 evaluations after 20 steps each
-for ResNet-20, 40 after 10 for ResNet-56. **Uniform bits** is the plan that the action zero stands for:
-nothing pruned, the same bits everywhere as far as the target allows, trained in just the same way;
-the difference to the joint plan's row is what the search adds. First and last layer have 8 bits and
-count with them. BOPs are counted against 32 times 32 bits, over all layers.
+network is trained at its bits (`compress-agents finetune`: learned step sizes, distillation from
+the dense network, cosine schedule). PPO with a graph network had 501 evaluations, `graph-q` 200,
+both of networks as they are without any training. In rows **with training** `graph-q` was paid
+for what a plan's network does after a few steps of it (`--finetune-steps`): 100 evaluations after
+20 steps each for ResNet-20, 40 after 10 for ResNet-56. **Uniform bits** is the plan that the
+action zero stands for: nothing pruned, the same bits everywhere as far as the target allows,
+trained in just the same way; the difference to the joint plan's row is what the search adds.
+First and last layer have 8 bits and count with them. BOPs are counted against 32 times 32 bits,
+over all layers.
 
 Test accuracy is that of the trained network, measured once, on all test images at hand; before
 training it is the plan's own. With 1,000 images an interval is some three points wide, so the last

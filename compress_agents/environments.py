@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -81,6 +82,12 @@ def make_environment(
             # Gymnasium warns of ids without a version and of old versions.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             env: Any = gymnasium.make(config.env_id, disable_env_checker=True, **arguments)
+    except gymnasium.error.NameNotFound as error:
+        ours = [name for name in gymnasium.registry if name.startswith("JointPruneQuant")]
+        near = ", ".join(get_close_matches(config.env_id, ours, n=3, cutoff=0))
+        raise ValueError(
+            f"env_id '{config.env_id}' is not to be had; nearest are {near}"
+        ) from error
     except gymnasium.error.Error as error:
         raise ValueError(f"env_id '{config.env_id}' is not to be had: {error}") from error
     except ModuleNotFoundError as error:
