@@ -107,7 +107,7 @@ ROWS = (
         for bits, epochs in ((8, 1), (6, 1), (4, 3), (3, 3), (2, 3))
     ),
     PaperRow("resnet20", PRUNED, 3, 0.49, _PRUNING),
-    PaperRow("resnet20", PRUNED_TRAINED, 15, 0.49, {**_PRUNING, **_TRAINED}),
+    PaperRow("resnet20", PRUNED_TRAINED, 10, 0.49, {**_PRUNING, **_TRAINED}),
     *(
         PaperRow("resnet20", method, epochs, target, search)
         for target, epochs in ((0.9636, 3), (0.984, 3), (0.9936, 10))
