@@ -117,7 +117,7 @@ ROWS = (
     PaperRow("resnet20", UNIFORM, 20, 0.9936),
     PaperRow("resnet20", JOINT_TRAINED, 20, 0.9936, _TRAINED),
     *(PaperRow("resnet56", f"W{bits}A{bits}", 1, bits=bits) for bits in (8, 6, 4, 3, 2)),
-    PaperRow("resnet56", PRUNED_TRAINED, 3, 0.50, {**_PRUNING, **_TRAINED_DEEP}),
+    PaperRow("resnet56", PRUNED_TRAINED, 1, 0.50, {**_PRUNING, **_TRAINED_DEEP}),
     PaperRow("resnet56", UNIFORM, 1, 0.9851),
     PaperRow("resnet56", PPO, 1, 0.9851, _PPO),
     PaperRow("resnet56", UNIFORM, 3, 0.991),
