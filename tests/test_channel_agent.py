@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from compress_agents.agents import build_agent
-from compress_agents.agents.channel_agent import ChannelAgent, ChannelGCN
+from compress_agents.agents.channel_agent import ChannelAgent
+from compress_agents.graph_networks.channel_gcn import ChannelGCN
 from compress_env.env import Appraisal, JointPruneQuantEnv
 from compress_env.graphs import FEATURES, ObservationGraph, to_dgl
 from compress_env.observations import GraphArrays
