@@ -179,6 +179,11 @@ def _replace(
     return sorted([*others, *new], key=lambda entry: order.get(key(entry), len(order)))
 
 
+def chosen_rows(name: str) -> list[PaperRow]:
+    """The row of a name, or all rows that have it in theirs."""
+    return [row for row in ROWS if row.name == name] or [row for row in ROWS if name in row.name]
+
+
 def main() -> None:
     """Carry out what is asked for, and write the page."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
@@ -191,7 +196,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=RESULTS, help="the file of the rows")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write")
     arguments = parser.parse_args()
-    chosen = [row for row in ROWS if arguments.only in row.name]
+    chosen = chosen_rows(arguments.only)
     if arguments.list:
         print("\n".join(row.name for row in chosen))
         return

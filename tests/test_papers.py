@@ -30,6 +30,12 @@ def test_rows_have_folders_of_their_own() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
 
 
+def test_every_command_chooses_its_own_row() -> None:
+    for row in ROWS:
+        assert papers.chosen_rows(row.command().split()[-1]) == [row]
+    assert len(papers.chosen_rows("resnet56")) > 1
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> papers.Source:
     splits = load_digits(None, 0, None)
