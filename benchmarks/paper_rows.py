@@ -31,6 +31,7 @@ NUMBERS = frozenset(
 
 UNIFORM, PPO = "uniform bits", "joint plan, PPO"
 JOINT, PRUNED = "joint plan, graph-q", "pruned only, graph-q"
+UNIFORM_LONGER = "uniform bits, 20 epochs"
 JOINT_TRAINED = "joint plan, graph-q with training"
 PRUNED_TRAINED = "pruned only, graph-q with training"
 _FIRST_LAST_BITS = 8
@@ -112,9 +113,9 @@ ROWS = (
         PaperRow("resnet20", method, epochs, target, search)
         for target, epochs in ((0.9636, 3), (0.984, 3), (0.9936, 10))
         for method, search in ((UNIFORM, None), (PPO, _PPO), (JOINT, _SEARCH))
-        if (target, method) not in ((0.9636, PPO), (0.9936, UNIFORM))
+        if (target, method) != (0.9636, PPO)
     ),
-    PaperRow("resnet20", UNIFORM, 20, 0.9936),
+    PaperRow("resnet20", UNIFORM_LONGER, 20, 0.9936),
     PaperRow("resnet20", JOINT_TRAINED, 20, 0.9936, _TRAINED),
     *(PaperRow("resnet56", f"W{bits}A{bits}", 1, bits=bits) for bits in (8, 6, 4, 3, 2)),
     PaperRow("resnet56", PRUNED_TRAINED, 1, 0.50, {**_PRUNING, **_TRAINED_LESS}),
