@@ -33,7 +33,6 @@ UNIFORM, PPO = "uniform bits", "joint plan, PPO"
 JOINT, PRUNED = "joint plan, graph-q", "pruned only, graph-q"
 UNIFORM_LONGER = "uniform bits, 20 epochs"
 JOINT_TRAINED = "joint plan, graph-q with training"
-PRUNED_LONGER = "pruned only, graph-q, 10 epochs"
 PRUNED_TRAINED = "pruned only, graph-q with training"
 _FIRST_LAST_BITS = 8
 
@@ -109,7 +108,6 @@ ROWS = (
         for bits, epochs in ((8, 1), (6, 1), (4, 3), (3, 3), (2, 3))
     ),
     PaperRow("resnet20", PRUNED, 3, 0.49, _PRUNING),
-    PaperRow("resnet20", PRUNED_LONGER, 10, 0.49, _PRUNING),
     *(
         PaperRow("resnet20", method, epochs, target, search)
         for target, epochs in ((0.9636, 3), (0.984, 3), (0.9936, 10))

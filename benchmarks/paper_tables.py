@@ -149,9 +149,9 @@ def results_page(
 
 _LATENCIES = """## Latency
 
-`compress-agents latency RUN --json FILE` on two cores. The exact form gives PyTorch's predictions
-and runs as integers in OpenVINO only; the integer form runs so in both
-([deployment](deployment.md)).
+`compress-agents latency RUN --json FILE` on two cores. The exact form gives PyTorch's predictions,
+but for an image whose rounding lies on an edge, and runs as integers in OpenVINO only; the integer
+form runs so in both ([deployment](deployment.md)).
 """
 
 _INTRODUCTION = """# Results on CIFAR-10
