@@ -122,8 +122,8 @@ def memory_table(rows: Rows) -> str:
         f"{row['evaluations']} evaluations, from the start to the report, held at most "
         f"{row['peak_bytes'] / 2**30:.2f} GiB. Steps on the digits, every 20th with a real "
         f"evaluation that the bounded caches keep until they are full, which takes some tens of "
-        f"thousands of steps; in the second half memory grew by "
-        f"{row['growth_bytes_per_step']:.0f} bytes per step.\n\n{table}"
+        f"thousands of steps; in the second half memory changed by "
+        f"{row['growth_bytes_per_step']:+.0f} bytes per step.\n\n{table}"
     )
 
 
