@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
 
     The library learns what to keep from the largest array freed so far. Where the large arrays are
     mapped it learns little, hands the memory of every evaluation back to the system and gets it
-    again page by page, which is about a fifth of the time of an evaluation.
+    again page by page.
     """
     set_option = _function("mallopt")
     if set_option is not None:

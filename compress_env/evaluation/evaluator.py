@@ -11,7 +11,7 @@ from compress_env.allocator import hand_back_freed_memory
 from compress_env.evaluation.cache import BoundedCache
 from compress_env.plan import CompressionPlan
 
-# New plans between two looks for memory to hand back, which takes some ten milliseconds.
+# New plans between two looks for memory to hand back.
 _PLANS_BETWEEN_RETURNS = 250
 
 
