@@ -17,7 +17,6 @@ import numpy as np
 
 from compress_env.checks import check_choice, check_count
 from compress_env.complexity import LATENCY, METRICS, ComplexityModel, reduction
-from compress_env.importance import rank_group
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import ALLOWED_BITS, FLOAT_BITS, CompressionPlan
 
@@ -149,115 +148,6 @@ class ActionDecoder:
         wanted: np.ndarray = self.base.bits + numbers * self.span
         return wanted
 
-    def own_groups(self, index: int) -> list[int]:
-        """The coupling groups that a layer is the first to make; it decides on them."""
-        return [g for g, group in enumerate(self.graph.groups) if group.layers[0] == index]
-
-    def own_atoms(self, index: int) -> np.ndarray:
-        """The channels that a layer decides on, group by group: int64 (atoms,)."""
-        own = [self.graph.group_atoms[group] for group in self.own_groups(index)]
-        return np.concatenate([*own, np.empty(0, np.int64)]).astype(np.int64)
-
-    @property
-    def layer_choice_size(self) -> int:
-        """Entries of an action that chooses a layer's channels: one each, then two for bits."""
-        most = max(self.own_atoms(index).size for index in range(len(self.fixed)))
-        return most + 2
-
-    def decode_layer(self, action: np.ndarray, index: int, so_far: Choice) -> Choice:
-        """Decode the action for one layer, bounded so that the target stays in reach.
-
-        Bits, and then channels, are lowered until the budget can be met with all later layers at
-        their smallest (AMC, algorithm 1).
-
-        Args:
-            action: float (3,) in [-1, 1]: channels of the groups that this layer is the first to
-                make, of which zero keeps as many as the base plan, -1 the fewest and 1 all; then
-                weight bits and activation bits.
-            index: the layer.
-            so_far: what has been decided; entries of later layers are not looked at.
-
-        Returns:
-            `so_far` with this layer decided.
-        """
-        own = self.own_groups(index)
-        counts = so_far.counts.copy()
-        share, more = float(kept_share(action[0])), max(float(action[0]), 0.0)
-        wanted = self.round_counts(
-            self.base.counts * share + more * (self.sizes - self.base.counts)
-        )
-        counts[own] = wanted[own]
-        return self._bounded_layer(action[1:], index, Choice(counts, so_far.bits, so_far.ranks))
-
-    def decode_layer_choice(self, action: np.ndarray, index: int, so_far: Choice) -> Choice:
-        """Decode the action for one layer that names its channels, bounded likewise.
-
-        A positive number keeps a channel and a negative one removes it; zero does what the base
-        plan does. Where the budget, or a multiple that counts must be of, wants fewer or more, the
-        channels with the highest numbers stay, equal ones in the order of importance.
-
-        Args:
-            action: float (`layer_choice_size`,) in [-1, 1]: a number per channel of `own_atoms`,
-                others that are not looked at, and last weight bits and activation bits.
-            index: the layer.
-            so_far: what has been decided; entries of later layers are not looked at.
-
-        Returns:
-            `so_far` with this layer decided.
-        """
-        counts = so_far.counts.copy()
-        ranks = (self.ranks if so_far.ranks is None else so_far.ranks).copy()
-        start, own = 0, self.own_groups(index)
-        for group in own:
-            atoms = self.graph.group_atoms[group]
-            numbers = action[start : start + atoms.size]
-            start += atoms.size
-            before = self.ranks[atoms]
-            stays = (numbers > 0) | ((numbers == 0) & (before < self.base.counts[group]))
-            order = np.lexsort((before, -numbers))
-            ranks[atoms[order]] = np.arange(atoms.size)
-            ranks[atoms] = rank_group(self.graph, atoms, -ranks[atoms])
-            counts[group] = stays.sum()
-        counts[own] = self.round_counts(counts.astype(float))[own]
-        return self._bounded_layer(action[-2:], index, Choice(counts, so_far.bits, ranks))
-
-    def _bounded_layer(self, numbers: np.ndarray, index: int, wanted: Choice) -> Choice:
-        """Set a layer's bits, and lower them and its channels until the target is in reach."""
-        counts, bits = wanted.counts.copy(), wanted.bits.copy()
-        bits[index] = self.bits_of(numbers)[index]
-        rest, own = self._smallest_rest(index), self.own_groups(index)
-        while not self._reachable(Choice(counts, bits, wanted.ranks), rest):
-            lower = self._lower_once(index, own, counts, bits)
-            if not lower:
-                break
-        return Choice(counts, bits, wanted.ranks)
-
-    def _smallest_rest(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which groups and layers are decided only after a layer: bool (groups,), (layers,)."""
-        first = np.array([group.layers[0] for group in self.graph.groups], dtype=np.int64)
-        return first > index, np.arange(len(self.fixed)) > index
-
-    def _reachable(self, choice: Choice, rest: tuple[np.ndarray, np.ndarray]) -> bool:
-        later_groups, later_layers = rest
-        smallest = self._smallest()
-        counts = np.where(later_groups, smallest.counts, choice.counts)
-        bits = np.where(later_layers[:, None], smallest.bits, choice.bits)
-        return self.cost_of(Choice(counts, bits, choice.ranks)) <= self.budget
-
-    def _lower_once(self, index: int, own: list[int], counts: np.ndarray, bits: np.ndarray) -> bool:
-        """Lower the wider of a layer's bit-widths that cost something, or else its channels."""
-        if not self.fixed[index] and self.paid.any():
-            which = int(not self.paid[0] or (self.paid[1] and bits[index, 1] >= bits[index, 0]))
-            place = int(np.searchsorted(self.allowed, bits[index, which]))
-            if place > 0:
-                bits[index, which] = self.allowed[place - 1]
-                return True
-        above = [group for group in own if counts[group] > self.multiples[group]]
-        for group in above:
-            multiple = self.multiples[group]
-            counts[group] = max(multiple, (counts[group] - 1) // multiple * multiple)
-        return bool(above)
-
     # -- plans and costs -------------------------------------------------------------------------
 
     def dense(self) -> Choice:
@@ -329,7 +219,8 @@ class ActionDecoder:
             bits[..., self.fixed, :] = self.fixed_bits
         return bits
 
-    def _smallest(self) -> Choice:
+    def smallest(self) -> Choice:
+        """The lowest allowed bits, and the fewest channels that every group can keep."""
         bits = self.round_bits(np.full((len(self.fixed), 2), float(self.allowed[0])))
         return Choice(self.multiples.copy(), bits)
 
@@ -375,7 +266,7 @@ class ActionDecoder:
         return self.cost_of(choice) <= self.budget
 
     def _base(self) -> Choice:
-        least = self.cost_of(self._smallest())
+        least = self.cost_of(self.smallest())
         if least > self.budget:
             reachable = 1.0 - least / self.dense_cost
             raise ValueError(

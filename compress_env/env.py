@@ -17,6 +17,7 @@ from compress_env.data import Splits
 from compress_env.graphs import ObservationGraph, to_dgl
 from compress_env.importance import Importance
 from compress_env.latency.cost import check_latency_table
+from compress_env.layer_actions import LayerActionDecoder
 from compress_env.observations import (
     OBSERVATIONS,
     ObservationContext,
@@ -253,6 +254,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
             channel_multiple=channel_multiple,
             latency_table=latency_table,
         )
+        self.layer_decoder = LayerActionDecoder(self.decoder)
         self.step_mode, self.max_steps = step_mode, max_steps
         self.project_to_budget = project_to_budget
         self.reward_function = REWARDS[reward] if isinstance(reward, str) else reward
@@ -375,7 +377,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
     def _action_size(self) -> int:
         if self.step_mode == "network":
             return self.decoder.network_action_size
-        return self.decoder.layer_choice_size if self.chooses_channels else 3
+        return self.layer_decoder.choice_size if self.chooses_channels else 3
 
     def _start(self) -> None:
         self._steps = 0
@@ -392,7 +394,7 @@ class JointPruneQuantEnv(gymnasium.Env[ObservationGraph, np.ndarray]):
 
     def _step_layer(self, action: np.ndarray) -> tuple[bool, bool]:
         decode = (
-            self.decoder.decode_layer_choice if self.chooses_channels else self.decoder.decode_layer
+            self.layer_decoder.decode_choice if self.chooses_channels else self.layer_decoder.decode
         )
         self._choice = decode(action, self._steps, self._choice)
         self._steps += 1

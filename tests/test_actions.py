@@ -14,6 +14,7 @@ from compress_env.actions import ActionDecoder, Choice
 from compress_env.batch_decoding import decode_batch
 from compress_env.complexity import METRICS, ComplexityModel
 from compress_env.importance import rank_channels
+from compress_env.layer_actions import LayerActionDecoder
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -184,7 +185,7 @@ def test_bits_of_activations_are_not_given_up_for_size(target: float) -> None:
     assert np.all(decode.decode(action, decode.dense(), True).bits[~decode.fixed, 1] == 2)
     choice = decode.dense()
     for index in range(len(decode.fixed)):
-        choice = decode.decode_layer(np.array([-0.5, 1.0, 0.0]), index, choice)
+        choice = LayerActionDecoder(decode).decode(np.array([-0.5, 1.0, 0.0]), index, choice)
     assert decode.target_met(choice) and np.all(choice.bits[:, 1] == 8)
 
 
@@ -211,7 +212,7 @@ def test_layer_by_layer_ends_at_the_target(seed: int, target: float) -> None:
     choice = decode.dense()
     for index in range(len(decode.fixed)):
         before = choice
-        choice = decode.decode_layer(rng.uniform(low, 1, 3), index, choice)
+        choice = LayerActionDecoder(decode).decode(rng.uniform(low, 1, 3), index, choice)
         assert np.array_equal(np.delete(choice.bits, index, 0), np.delete(before.bits, index, 0))
     assert decode.target_met(choice)
     assert np.all(np.isin(choice.bits[~decode.fixed], decode.allowed))
@@ -222,7 +223,7 @@ def test_layer_by_layer_zero_is_the_base_plan() -> None:
     decode = decoder(target_reduction=0.98)
     choice = decode.dense()
     for index in range(len(decode.fixed)):
-        choice = decode.decode_layer(np.zeros(3), index, choice)
+        choice = LayerActionDecoder(decode).decode(np.zeros(3), index, choice)
     assert np.array_equal(choice.bits, decode.base.bits)
     assert np.array_equal(choice.counts, decode.base.counts)
 

@@ -15,6 +15,7 @@ from compress_env.actions import ActionDecoder, Choice
 from compress_env.complexity import ComplexityModel
 from compress_env.env import JointPruneQuantEnv
 from compress_env.importance import rank_channels
+from compress_env.layer_actions import LayerActionDecoder
 
 ID = "JointPruneQuant-ResNet20-v0"
 SMALL = {"search_images": 60, "calibration_images": 16}
@@ -28,14 +29,14 @@ def decoder(name: str = "resnet20", **options: Any) -> ActionDecoder:
 
 
 def decode_all(decode: ActionDecoder, actions: np.ndarray) -> Choice:
-    choice = decode.dense()
+    choice, by_layer = decode.dense(), LayerActionDecoder(decode)
     for layer, action in enumerate(actions):
-        choice = decode.decode_layer_choice(action, layer, choice)
+        choice = by_layer.decode_choice(action, layer, choice)
     return choice
 
 
 def shape(decode: ActionDecoder) -> tuple[int, int]:
-    return len(decode.fixed), decode.layer_choice_size
+    return len(decode.fixed), LayerActionDecoder(decode).choice_size
 
 
 @pytest.mark.parametrize("options", [{**PRUNING, "target_reduction": 0.5}, {}])
@@ -52,13 +53,13 @@ def test_signs_say_which_channels_stay() -> None:
     kept = decode.plan(choice).kept_atoms(decode.graph)
     decided = 0
     for layer, action in enumerate(actions):
-        atoms = decode.own_atoms(layer)
+        atoms = LayerActionDecoder(decode).own_atoms(layer)
         assert np.array_equal(kept[atoms], action[: atoms.size] > 0)
         decided += atoms.size
     assert decided == (decode.graph.atom_group >= 0).sum()
     # A layer with fewer channels does not look at the rest.
     for layer in range(len(actions)):
-        actions[layer, decode.own_atoms(layer).size : -2] *= -1
+        actions[layer, LayerActionDecoder(decode).own_atoms(layer).size : -2] *= -1
     assert decode.plan(decode_all(decode, actions)) == decode.plan(choice)
 
 
@@ -67,9 +68,9 @@ def test_all_negative_leaves_the_highest() -> None:
     actions = np.random.default_rng(0).uniform(-1, -0.5, shape(decode))
     kept = decode.plan(decode_all(decode, actions)).kept_atoms(decode.graph)
     for layer, action in enumerate(actions):
-        for group in decode.own_groups(layer):
+        for group in LayerActionDecoder(decode).own_groups(layer):
             atoms = decode.graph.group_atoms[group]
-            start = int(np.flatnonzero(decode.own_atoms(layer) == atoms[0])[0])
+            start = int(np.flatnonzero(LayerActionDecoder(decode).own_atoms(layer) == atoms[0])[0])
             numbers = action[start : start + atoms.size]
             assert np.flatnonzero(kept[atoms]).tolist() == [int(numbers.argmax())]
 
@@ -82,9 +83,9 @@ def test_the_budget_takes_the_lowest_first() -> None:
     kept = decode.plan(choice).kept_atoms(decode.graph)
     lowered = 0
     for layer, action in enumerate(actions):
-        for group in decode.own_groups(layer):
+        for group in LayerActionDecoder(decode).own_groups(layer):
             atoms = decode.graph.group_atoms[group]
-            start = int(np.flatnonzero(decode.own_atoms(layer) == atoms[0])[0])
+            start = int(np.flatnonzero(LayerActionDecoder(decode).own_atoms(layer) == atoms[0])[0])
             numbers, stays = action[start : start + atoms.size], kept[atoms]
             if not stays.all():
                 lowered += 1
@@ -122,7 +123,7 @@ def test_in_the_environment() -> None:
         # Only odd channels go, a quarter of them.
         action = np.where(rng.random(66) < 0.25, -1.0, 1.0).astype(np.float32)
         action[::2] = 1
-        wanted.append(action[: decode.own_atoms(len(wanted)).size] > 0)
+        wanted.append(action[: LayerActionDecoder(decode).own_atoms(len(wanted)).size] > 0)
         _, reward, terminated, truncated, info = env.step(action)
         done = terminated or truncated
     assert terminated and info["reduction"] >= 0.2 and 0 <= reward <= 1

@@ -28,6 +28,7 @@ from compress_agents.measuring import unwrap
 from compress_env.actions import ActionDecoder
 from compress_env.dgl_import import dgl
 from compress_env.graphs import FEATURES
+from compress_env.layer_actions import LayerActionDecoder
 from compress_env.observations.channel import NODE_COLUMNS
 
 __all__ = ["ChannelAgent", "Decisions"]
@@ -139,13 +140,14 @@ class ChannelAgent:
             ChannelGCN(self.hidden_dim, self.num_layers)
             for _ in range(1 if self.shared else layers)
         )
-        self._start = [self._starting_odds(decoder, layer) for layer in range(layers)]
+        by_layer = LayerActionDecoder(decoder)
+        self._start = [self._starting_odds(by_layer, layer) for layer in range(layers)]
         self._bits = [decoder.allowed.size > 1 and not fixed for fixed in decoder.fixed]
 
-    def _starting_odds(self, decoder: ActionDecoder, layer: int) -> Tensor:
+    def _starting_odds(self, by_layer: LayerActionDecoder, layer: int) -> Tensor:
         """Log-odds of a layer's channels before anything is learned: float32 (n,)."""
-        odds = [np.empty(0)]
-        for group in decoder.own_groups(layer):
+        decoder, odds = by_layer.decoder, [np.empty(0)]
+        for group in by_layer.own_groups(layer):
             count, atoms = decoder.base.counts[group], decoder.graph.group_atoms[group]
             if self.prior:
                 odds.append(np.where(decoder.ranks[atoms] < count, self.prior, -self.prior))
