@@ -29,6 +29,9 @@ from compress_env.quantization import (
 SMALLEST_STEP = 1e-3
 """Step sizes stay above this share of what they started from, and so positive."""
 
+# Of a gradient: a scale whose square is not to be told from zero would make it infinite.
+_LARGEST_WEIGHT = 1e30
+
 # How far from the middle between two codes a weight stays at first.
 _INSIDE = 0.499
 
@@ -106,7 +109,10 @@ class LearnedStep(nn.Module):
         # The number of values that share a scale: for activations, in one image.
         count = x[0].numel()
         weight = self.start.square().mul(math.sqrt(count * self.high)).reciprocal()
-        relative = self.relative * weight + (self.relative * (1 - weight)).detach()
+        weight = weight.clamp(max=_LARGEST_WEIGHT)
+        # The value is left exactly as it is, however large the weight of its gradient.
+        held = self.relative.detach()
+        relative = held + (self.relative - held) * weight
         scale = self.start * relative
         if rows:
             scale = scale.view(-1, *(1,) * (x.dim() - 1))
