@@ -6,14 +6,12 @@ on, the state from which it can go on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,12 @@ from tqdm.auto import tqdm
 from compress_env.compressed_file import COMPRESSED_FILE, save_compressed
 from compress_env.compression import compress
 from compress_env.evaluation import Evaluation, evaluate_network, run_network
+from compress_env.finetune_identity import finished_results, training_identity
 from compress_env.finetune_options import FinetuneOptions
-from compress_env.networks.weights import read_metadata
 from compress_env.plan import CompressionPlan
 from compress_env.quantized_training import QuantizedTraining, TrainingImages, folded_copy
 from compress_env.task import CompressionTask
-from compress_env.training_parts import check_same, read_checkpoint, write_checkpoint
+from compress_env.training_parts import read_checkpoint, write_checkpoint
 
 __all__ = ["CHECKPOINT_FILE", "CURVE_FILE", "FinetuneOptions", "finetune"]
 
@@ -70,20 +68,21 @@ def finetune(
     Returns:
         `search_accuracy_before`, `search_accuracy`, `test_accuracy_before`, `test_accuracy` (0 to
         1; the test split is looked at once, at the end), `dense_search_accuracy`, `train_loss`,
-        `train_accuracy` (since the last look at the search split), `steps`, `epochs`,
-        `images_per_second`, `wall_seconds`, `reduction` in BOPs, and `stopped`: empty, or why it
-        ended early. It then holds the best network so far.
+        `train_accuracy` (since the last look at the search split), `steps` and `epochs` of the
+        network that is kept, `images_per_second`, `wall_seconds`, `reduction` in BOPs, and
+        `stopped`: empty, or why it ended early. It then holds the best network so far.
 
     Raises:
-        ValueError: the plan is for another network, or there is the state of another training, or
-            of an interrupted one although `resume` is not set.
+        ValueError: the plan is for another network, or its network has outputs that are no numbers
+            before any training; there is the state of another training, or of an interrupted one
+            although `resume` is not set.
     """
     plan = CompressionPlan.from_json(plan.to_json(), task.graph)
     folder = Path(out_folder)
     out, checkpoint = folder / COMPRESSED_FILE, folder / CHECKPOINT_FILE
-    identity = _identity(task, plan, options)
+    identity = training_identity(task, plan, options)
     if resume and out.is_file() and not checkpoint.is_file():
-        return _finished_results(out, identity)
+        return finished_results(out, identity)
     state = read_checkpoint(checkpoint, identity, resume)
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(task, plan, options, identity)
@@ -175,11 +174,12 @@ class _Run:
                 bar.update()
                 looking = self._is_time_to_look()
                 if looking or training.steps == 1 or training.steps % _WATCH_STEPS == 0:
-                    self._watch()
+                    self._watch(started)
                 if looking and not self.stopped:
                     self._look(started)
                     self._show(bar)
-                    write_checkpoint(checkpoint, self.state_dict())
+                    if not self.stopped:  # else going on would not stop here once more
+                        write_checkpoint(checkpoint, self.state_dict())
                     started = time.perf_counter()
         network = training.finished()
         if self.stopped:
@@ -193,17 +193,18 @@ class _Run:
         test = task.splits.test
         before = compress(task.graph, self.plan, task.calibration.images, task.calibration_dtype)
         reached = self.best["accuracy"] if self.stopped else self.curve[-1]["search_accuracy"]
+        steps = self.best["step"] if self.stopped else training.steps
         speed = training.steps * self.batch_size / max(self.training_seconds, 1e-9)
         return {
             "search_accuracy_before": self.curve[0]["search_accuracy"],
             "search_accuracy": reached,
-            "dense_search_accuracy": self._search_accuracy(training.teacher),
+            "dense_search_accuracy": self._evaluation(training.teacher).accuracy,
             "test_accuracy_before": evaluate_network(before, test, task.splits).accuracy,
             "test_accuracy": evaluate_network(network, test, task.splits).accuracy,
             "train_loss": self.curve[-1]["train_loss"],
             "train_accuracy": self.curve[-1]["train_accuracy"],
-            "steps": self.best["step"] if self.stopped else training.steps,
-            "epochs": training.steps / training.steps_per_epoch,
+            "steps": steps,
+            "epochs": steps / training.steps_per_epoch,
             "images_per_second": speed,
             "wall_seconds": self.seconds,
             "reduction": task.reduction(self.plan),
@@ -218,7 +219,7 @@ class _Run:
             or training.steps % training.steps_per_epoch == 0
         )
 
-    def _watch(self) -> None:
+    def _watch(self, started: float) -> None:
         """Stop where the loss is no number or has grown out of all proportion."""
         recent = [loss for loss, _ in self._since[-_WATCH_STEPS:]]
         loss = float(torch.stack(recent).mean()) if recent else 0.0
@@ -226,9 +227,12 @@ class _Run:
             self.first_loss = loss
         limit = 2 * max(self.first_loss, math.log(self.task.splits.num_classes))
         if not loss <= limit:
+            self._count_seconds(started)
             self._stop(f"the loss was {loss:.3g}")
 
     def _stop(self, why: str) -> None:
+        if "step" not in self.best:
+            raise ValueError(f"plan: {why} before any training")
         self.stopped = (
             f"learning_rate {self.options.learning_rate} is too high: {why} at step "
             f"{self.training.steps}. The network of step {self.best['step']} is kept"
@@ -239,11 +243,12 @@ class _Run:
         means: list[float | None] = [None, None]
         if self._since:
             means = [float(torch.stack(column).mean()) for column in zip(*self._since, strict=True)]
-            self.training_seconds += time.perf_counter() - started
-        network = self.training.finished()
-        accuracy = self._search_accuracy(network)
-        self.seconds += time.perf_counter() - started
-        steps = self.training.steps
+            self._count_seconds(started)
+        looked = time.perf_counter()
+        network, steps = self.training.finished(), self.training.steps
+        evaluation = self._evaluation(network)
+        accuracy = evaluation.accuracy
+        self.seconds += time.perf_counter() - looked
         self.curve.append(
             {
                 "step": steps,
@@ -253,9 +258,12 @@ class _Run:
                 "wall_seconds": self.seconds,
             }
         )
-        if accuracy >= self.best["accuracy"]:
+        over = steps == self.training.total_steps or (means[0] or 0.0) > self.first_loss
+        if not evaluation.logits.isfinite().all():
+            self._stop("outputs were no numbers")
+        elif accuracy >= self.best["accuracy"]:
             self.best = {"accuracy": accuracy, "step": steps, "network": network.state_dict()}
-        elif accuracy < self.best["accuracy"] / 2 and (means[0] or 0.0) > self.first_loss:
+        elif accuracy < self.best["accuracy"] / 2 and over:
             self._stop(f"the accuracy was {accuracy:.2%}")
         self._since.clear()
 
@@ -264,33 +272,12 @@ class _Run:
         loss = "" if last["train_loss"] is None else f"{last['train_loss']:.3f}"
         bar.set_postfix(loss=loss, accuracy=f"{last['search_accuracy']:.2%}")
 
-    def _search_accuracy(self, network: nn.Module) -> float:
+    def _count_seconds(self, started: float) -> None:
+        """Add the time of the steps since then."""
+        seconds = time.perf_counter() - started
+        self.training_seconds += seconds
+        self.seconds += seconds
+
+    def _evaluation(self, network: nn.Module) -> Evaluation:
         search = self.task.search
-        return Evaluation(run_network(network, search.images), search.labels).accuracy
-
-
-def _identity(
-    task: CompressionTask, plan: CompressionPlan, options: FinetuneOptions
-) -> dict[str, Any]:
-    """What an interrupted training and the one that goes on with it have in common."""
-    weights = hashlib.sha256()
-    for value in task.network.state_dict().values():
-        weights.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return {
-        **asdict(options),
-        "network": task.network_name,
-        "weights": weights.hexdigest()[:12],
-        "plan": hashlib.sha256(plan.key()).hexdigest()[:12],
-        "dataset": task.splits.name,
-        "train_images": len(task.splits.train),
-        "spare_images": len(task.spare),
-        "task_seed": task.seed,
-    }
-
-
-def _finished_results(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = read_metadata(path)
-    if "options" not in metadata or "results" not in metadata:
-        raise ValueError(f"out_folder: {path} exists and does not come from a fine-tuning")
-    check_same(path, json.loads(metadata["options"]), identity)
-    return dict(json.loads(metadata["results"]))
+        return Evaluation(run_network(network, search.images), search.labels)

@@ -46,7 +46,8 @@ class TrainingImages:
         train, spare = len(self.train), len(self.spare or ())
         size = min(options.batch_size, train)
         most = _MOST_REPEATS * spare / (_MOST_REPEATS * spare + train)
-        spared = round(size * min(options.spare_fraction, most))
+        # At least one of the training split, or an epoch would have no end.
+        spared = min(round(size * min(options.spare_fraction, most)), size - 1)
         return size - spared, spared
 
     def steps_per_epoch(self, options: FinetuneOptions) -> int:

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -112,6 +113,20 @@ def test_a_learned_scale_moves_as_in_the_paper():
     assert step.scale.item() == pytest.approx(0.5 - 0.01 * gradient / 12**0.5, rel=1e-5)
 
 
+def test_channels_that_have_faded_away_learn_like_others():
+    # As weight decay leaves them behind; the square of the smallest is zero in float32.
+    scales = torch.tensor([0.5, 1e-5, 1e-10, 1e-25])
+    step = LearnedStep(scales, -7, 7)
+    x = scales[:, None] * torch.tensor([-2.2, 3.4, 9.0])
+    y = step(x)
+    torch.testing.assert_close(y, scales[:, None] * torch.tensor([-2.0, 3.0, 7.0]))
+    y.sum().backward()
+    # (-2 + 2.2) + (3 - 3.4) + 7, by the scale and the weight of its gradient.
+    expected = 6.8 / (scales[:3] * (3 * 7) ** 0.5)
+    torch.testing.assert_close(step.relative.grad[:3], expected)
+    assert step.relative.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["resnet20", "shufflenet_v1", "mobilenet_v2"])
 def test_training_starts_at_exactly_what_the_plan_means(name):
     torch.manual_seed(1)
@@ -198,13 +213,27 @@ def test_divergence_is_reported_and_the_best_network_kept(tiny, tmp_path):
     assert "the network of step 0 is kept" in results["stopped"].lower()
     assert results["search_accuracy"] == results["search_accuracy_before"]
     assert results["test_accuracy"] == results["test_accuracy_before"]
+    assert results["epochs"] == 0 and 0 < results["images_per_second"] < 1e6
     loaded = compress_env.load_compressed(tmp_path, tiny_network())
     expected = compress(tiny.graph, plan, tiny.calibration.images).state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("learning_rate", "why"), [(1e3, "the accuracy was"), (1e38, "outputs were no numbers")]
+)
+def test_a_network_lost_in_the_last_step_is_not_kept(tmp_path, learning_rate, why):
+    task = CompressionTask("resnet20", "digits", search_images=200)
+    options = FinetuneOptions(learning_rate=learning_rate, steps=1)
+    with pytest.warns(RuntimeWarning, match=f"is too high: {why}"):
+        results = finetune(task, uniform_plan(task, 6), options, tmp_path)
+    assert results["search_accuracy"] == results["search_accuracy_before"]
+    assert (results["steps"], results["epochs"]) == (0, 0.0)
+    assert 0 < results["images_per_second"] < 1e6
+
+
 def test_a_lost_network_is_noticed_where_the_loss_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("compress_env.finetune._Run._watch", lambda run: None)
+    monkeypatch.setattr("compress_env.finetune._Run._watch", lambda run, started: None)
     task = CompressionTask("resnet20", "digits", search_images=200)
     options = FinetuneOptions(learning_rate=1.0, epochs=2)
     with pytest.warns(RuntimeWarning, match=r"learning_rate 1.0 is too high: the accuracy was"):
@@ -295,6 +324,10 @@ def test_few_spare_images_are_not_seen_too_often():
     options = FinetuneOptions(batch_size=100)
     few = TrainingImages(splits, splits.search.take(9), torch.device("cpu"))
     assert few.sizes(options) == (91, 9)  # 90 of 987
+    many = TrainingImages(
+        replace(splits, train=splits.train.take(30)), splits.search, torch.device("cpu")
+    )
+    assert many.sizes(FinetuneOptions(batch_size=2, spare_fraction=0.9)) == (1, 1)
     none = CompressionTask(tiny_network(), splits).spare
     assert TrainingImages(splits, none, torch.device("cpu")).sizes(options) == (100, 0)
 
