@@ -100,6 +100,18 @@ def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, known in CALIBRATION_DTYPES.items() if known == dtype)
 
 
+def check_dtype(dtype: object) -> None:
+    """Refuse what plans cannot be calibrated in.
+
+    Raises:
+        ValueError: neither float32 nor bfloat16.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"calibration_dtype must be torch.float32 or torch.bfloat16, not {dtype!r}"
+        )
+
+
 def calibrate(
     network: nn.Module | Mapping[str, Any],
     graph: LayerGraph,
@@ -123,6 +135,9 @@ def calibrate(
 
     Returns:
         For every layer, magnitudes of values of its input, float32.
+
+    Raises:
+        ValueError: `dtype` is another one.
     """
     program = program or Program(graph)
     find = network.__getitem__ if isinstance(network, Mapping) else _finder(network)
@@ -143,6 +158,7 @@ def set_statistics(find: Callable[[str], Any], statistics: Mapping[str, Statisti
 
 def at_start(program: Program, images: Tensor, dtype: torch.dtype) -> Walk:
     """The calibration images before the first step, in the type that the walk is to have."""
+    check_dtype(dtype)
     images = images.to(dtype=dtype, memory_format=torch.channels_last)
     size = max(1, _PART_BYTES // max(1, images[0].nbytes))
     batches = [

@@ -108,6 +108,18 @@ def random_masks(graph: LayerGraph, style: str, seed: int) -> list[np.ndarray]:
     return masks
 
 
+def mixed_plan(
+    graph: LayerGraph, widths: list[int], style: str | None = None, seed: int = 0
+) -> CompressionPlan:
+    """Random bits among some widths; pruned at random, or not at all."""
+    rng = np.random.default_rng(seed)
+    bits = rng.choice(widths, (2, len(graph.layers)))
+    kept = CompressionPlan.dense(graph).kept
+    if style is not None:
+        kept = tuple(random_masks(graph, style, seed))
+    return CompressionPlan.of(graph, kept, *bits)
+
+
 def float_plan(graph: LayerGraph, masks: list[np.ndarray]) -> CompressionPlan:
     """A plan that prunes and does not quantize."""
     bits = np.full(len(graph.layers), 32)

@@ -1,4 +1,4 @@
-"""Both engines give the same network; the evaluator remembers, and not too much."""
+"""Both engines give the same network, and the fast one runs it on integers."""
 
 from __future__ import annotations
 
@@ -6,40 +6,27 @@ import copy
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from samples import QUICK, liven, random_masks
+from samples import QUICK, liven, mixed_plan
 from torch import nn
 
 from benchmarks.network_list import LISTED
 from compress_env.evaluation import (
-    Evaluator,
     FastEngine,
     ReferenceEngine,
     devices,
     kernels,
     running,
 )
-from compress_env.evaluation.cache import tensor_bytes
 from compress_env.evaluation.evaluator import Evaluation
 from compress_env.importance import rank_channels
 from compress_env.layer_graph import LayerGraph, trace
 from compress_env.plan import CompressionPlan
 from compress_env.task import CompressionTask
-
-
-def mixed_plan(
-    graph: LayerGraph, widths: list[int], style: str | None = None, seed: int = 0
-) -> CompressionPlan:
-    """Random bits among some widths; pruned at random, or not at all."""
-    rng = np.random.default_rng(seed)
-    bits = rng.choice(widths, (2, len(graph.layers)))
-    kept = CompressionPlan.dense(graph).kept
-    if style is not None:
-        kept = tuple(random_masks(graph, style, seed))
-    return CompressionPlan.of(graph, kept, *bits)
 
 
 def keep_share(graph: LayerGraph, share: float) -> list[np.ndarray]:
@@ -133,6 +120,37 @@ def test_machines_without_integer_kernels_get_the_same_figures(
     assert torch.equal(engine.logits(plan, images), expected)
 
 
+@pytest.mark.skipif(not kernels.integer_kernels().exact_at_8_bits, reason="no 8-bit integers here")
+@pytest.mark.parametrize("style", [None, "evenly"])
+def test_layers_run_on_integers_and_hand_on_codes(
+    digits_task: CompressionTask, monkeypatch: pytest.MonkeyPatch, style: str | None
+) -> None:
+    engine = FastEngine(digits_task.graph, digits_task.calibration.images, batch_size=8)
+    plan = mixed_plan(digits_task.graph, [8], style)
+    layers = engine.prepare(plan).layers.values()
+    others = [layer for layer in layers if not isinstance(layer, kernels.IntegerConv)]
+    assert [type(layer.layer) for layer in others] == [nn.Linear]
+    handed_on = []
+    to_codes = kernels.IntegerConv.to_codes
+
+    def noting(conv: kernels.IntegerConv, *given: Any) -> torch.Tensor:
+        handed_on.append(to_codes(conv, *given))
+        return handed_on[-1]
+
+    monkeypatch.setattr(kernels.IntegerConv, "to_codes", noting)
+    engine.logits(plan, digits_task.search.images[:8])
+    assert len(handed_on) == 9  # from the first to the second convolution of every block
+    assert {codes.dtype for codes in handed_on} == {torch.uint8}
+
+
+def test_sums_that_do_not_fit_into_32_bits_are_left_to_floats() -> None:
+    shape = kernels.CodeFormat(1.0, 0, 0, 255)
+    for inputs, fits in ((66_000, True), (66_400, False)):  # 127 * 255 * 66,312 is above 2**31
+        codes = torch.full((1, inputs, 1, 1), 127, dtype=torch.int8)
+        assert kernels.sums_fit(codes, shape) == fits
+    assert kernels.sums_fit(codes // 2, shape)
+
+
 def test_threads_and_batches_do_not_matter(digits_task: CompressionTask) -> None:
     graph, calibration = digits_task.graph, digits_task.calibration.images
     images = digits_task.search.images[:90]
@@ -157,60 +175,6 @@ def test_copies_of_an_engine_give_the_same(duplicate: Callable[[FastEngine], Fas
     plan = mixed_plan(graph, [6, 8], "evenly")
     assert torch.equal(twin.logits(plan, images[:8]), engine.logits(plan, images[:8]))
     assert len(twin.program.steps) == len(engine.program.steps)
-
-
-class CountingEngine:
-    def __init__(self) -> None:
-        self.runs = 0
-
-    def logits(self, plan: CompressionPlan, images: torch.Tensor) -> torch.Tensor:
-        self.runs += 1
-        return torch.eye(4)[: len(images)] * float(plan.weight_bits[0])
-
-
-def test_evaluator_remembers_the_latest_plans_only(digits_task: CompressionTask) -> None:
-    engine, labels = CountingEngine(), torch.tensor([0, 1, 0, 0])
-    # An evaluation holds 4 * 4 floats and 4 labels: 96 bytes. Three of them fit.
-    evaluator = Evaluator(engine, torch.zeros(4, 3, 8, 8), labels, cache_bytes=3 * 96)
-    plans = {bits: CompressionPlan.dense(digits_task.graph, bits=bits) for bits in (2, 3, 4, 5)}
-    first = evaluator.evaluate(plans[2])
-    assert first.accuracy == 0.5
-    assert first.predictions.tolist() == [0, 1, 2, 3]
-    assert evaluator.evaluate(plans[2]) is first
-    for bits in (3, 4, 2, 5):  # 2 is used again, so 3 is the one that is forgotten
-        evaluator.evaluate(plans[bits])
-    assert engine.runs == 4
-    assert evaluator.evaluate(plans[2]) is first
-    assert engine.runs == 4
-    evaluator.evaluate(plans[3])
-    assert engine.runs == 5
-    none = Evaluator(engine, torch.zeros(4, 3, 8, 8), labels, cache_bytes=0)
-    assert none.evaluate(plans[2]) is not none.evaluate(plans[2])
-
-
-def test_caches_of_the_fast_engine_are_bounded_in_bytes(digits_task: CompressionTask) -> None:
-    graph, calibration = digits_task.graph, digits_task.calibration.images
-    limit = 1_500_000  # a pruned network with its samples is about as large
-    engine = FastEngine(graph, calibration, cache_bytes=limit)
-    caches = (engine.preparer.weights, engine._networks)
-    for seed in range(6):
-        images = torch.randn(4, 3, 8, 8)
-        engine.logits(mixed_plan(graph, [3, 5, 8], "evenly", seed), images)
-        assert engine.preparer.weights.bytes <= limit
-        assert engine._networks.bytes <= limit or len(engine._networks) == 1
-    assert len(engine.preparer.weights) > 20
-    engine.forget()
-    assert not any(map(len, caches))
-
-
-def test_what_a_plan_adds_to_a_cached_network_is_counted(digits_task: CompressionTask) -> None:
-    graph, calibration = digits_task.graph, digits_task.calibration.images
-    engine = FastEngine(graph, calibration)
-    for widths in ([32], [4], [8, 32]):  # folded float layers and scales are kept with the network
-        engine.prepare(mixed_plan(graph, widths, "evenly"))
-    (pruned,) = [value for value, _ in engine._networks._entries.values()]
-    assert len(pruned.floats) == len(graph.layers)
-    assert engine._networks.bytes == tensor_bytes(pruned)
 
 
 def test_images_in_memory_seen_before_are_not_taken_for_the_same(

@@ -125,6 +125,18 @@ def test_plans_need_not_be_those_of_an_episode() -> None:
     assert torch.equal(twin.logits(plans[5], 3), engine.logits(plans[5], 7))
 
 
+def test_bits_of_the_first_layer_after_the_prefix_may_change() -> None:
+    graph, calibration, images = lively("resnet20")
+    engine = StepwiseEngine(FastEngine(graph, calibration), calibration, images)
+    decided = 2  # what the prefix ends with is read by one layer alone
+    for bits in (8, 3, 5):
+        widths = np.full((2, len(graph.layers)), 8)
+        widths[1, decided] = bits
+        plan = CompressionPlan.of(graph, CompressionPlan.dense(graph).kept, *widths)
+        expected = FastEngine(graph, calibration).logits(plan, images)
+        assert torch.equal(engine.logits(plan, decided), expected)
+
+
 LAYERS = {
     "step_mode": "layer", "target_reduction": 0.98, "search_images": 40, "calibration_images": 16,
 }  # fmt: skip

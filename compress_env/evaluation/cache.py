@@ -67,6 +67,28 @@ class BoundedCache(Generic[Value]):
             self.bytes -= dropped
 
 
+def state_of(module: nn.Module) -> int:
+    """A number that changes with the parameters and buffers of a module.
+
+    It takes the counts that PyTorch keeps of changes in place, so it costs no look at the values.
+    What is done through `.data` in place, or to memory shared with NumPy, is not counted.
+    """
+    return hash(
+        tuple(
+            (tensor.data_ptr(), version(tensor))
+            for each in module.modules()
+            for tensors in (each._parameters, each._buffers)
+            for tensor in tensors.values()
+            if tensor is not None
+        )
+    )
+
+
+def version(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; not counted for one made in inference mode."""
+    return 0 if tensor.is_inference() else int(tensor._version)
+
+
 def tensor_bytes(value: object) -> int:
     """Bytes of all tensors in a value: in modules, sequences, dicts and attributes."""
     if isinstance(value, torch.Tensor):

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 
 from compress_env.allocator import hand_back_freed_memory
-from compress_env.evaluation.cache import BoundedCache
+from compress_env.evaluation.cache import BoundedCache, state_of, version
+from compress_env.layer_graph import LayerGraph
 from compress_env.plan import CompressionPlan
 
 # New plans between two looks for memory to hand back.
@@ -63,6 +64,9 @@ def logits_of(output: object) -> torch.Tensor:
 class Evaluator:
     """Evaluates plans on one set of images, and remembers the latest ones.
 
+    What it remembers holds for the images and weights as they were then. That weights changed is
+    seen where the engine has a layer graph as its attribute `graph`, as ours have.
+
     Args:
         engine: what runs the networks.
         images: float32 (images, channels, height, width), normalised, on the engine's device.
@@ -89,4 +93,6 @@ class Evaluator:
                 hand_back_freed_memory()
             return Evaluation(logits, self.labels)
 
-        return self._known.get(plan.key(), run)
+        graph = getattr(self.engine, "graph", None)
+        weights = state_of(graph.module) if isinstance(graph, LayerGraph) else 0
+        return self._known.get((plan.key(), version(self.images), weights), run)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress_env.calibration import calibrate, fastest_dtype
-from compress_env.evaluation.cache import BoundedCache
+from compress_env.calibration import calibrate, check_dtype, fastest_dtype
+from compress_env.checks import check_count
+from compress_env.evaluation.cache import BoundedCache, state_of
 from compress_env.evaluation.devices import convolution_precision
 from compress_env.evaluation.preparing import Prepared, Preparer, Pruned
 from compress_env.evaluation.running import result_of, run_steps
@@ -35,7 +36,8 @@ _LEAST_BATCH = 8
 class FastEngine:
     """Runs plans on integer kernels; falls back to exact float arithmetic layer by layer.
 
-    It may be used from several threads, which then take turns.
+    It may be used from several threads, which then take turns. Where the dense network's weights
+    change, what is known of plans is forgotten.
 
     Args:
         graph: layer graph of the dense network.
@@ -44,6 +46,9 @@ class FastEngine:
         cache_bytes: memory for weight codes, and again for pruned networks, seen before.
         calibration_dtype: in what plans are calibrated, float32 or bfloat16; None takes
             `compress_env.calibration.fastest_dtype`.
+
+    Raises:
+        ValueError: an argument is not allowed; the message names it.
     """
 
     def __init__(
@@ -54,9 +59,17 @@ class FastEngine:
         cache_bytes: int = 1 << 27,
         calibration_dtype: torch.dtype | None = None,
     ) -> None:
+        if calibration_images.dim() != 4 or len(calibration_images) == 0:
+            raise ValueError(
+                "calibration_images must be (images, channels, height, width), not empty"
+            )
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
+        check_count("cache_bytes", cache_bytes, least=0)
         self.graph = graph
         self.calibration_images = calibration_images
         self.calibration_dtype = calibration_dtype or fastest_dtype(calibration_images.device)
+        check_dtype(self.calibration_dtype)
         # As calibration wants them, so that no plan has to wait for that.
         self._calibration = calibration_images.to(
             dtype=self.calibration_dtype, memory_format=torch.channels_last
@@ -69,6 +82,7 @@ class FastEngine:
         self._networks: BoundedCache[Pruned] = BoundedCache(cache_bytes)
         self.workers = Workers()
         self.lock = RLock()
+        self._state = state_of(graph.module)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "program": None, "lock": None}
@@ -84,6 +98,15 @@ class FastEngine:
         with self.lock:
             for cache in (self.preparer.weights, self._networks):
                 cache.clear()
+
+    def current_state(self) -> int:
+        """The state of the dense network's weights. What is known of earlier ones is forgotten."""
+        with self.lock:
+            state = state_of(self.graph.module)
+            if state != self._state:
+                self.forget()
+                self._state = state
+            return state
 
     def logits(self, plan: CompressionPlan, images: torch.Tensor) -> torch.Tensor:
         """Outputs of the plan's network: float32 (images, classes).
@@ -111,6 +134,7 @@ class FastEngine:
     def prepare(self, plan: CompressionPlan) -> Prepared:
         """Build, calibrate and quantize a plan's network."""
         with self.lock, torch.inference_mode():
+            self.current_state()
             kept = plan.kept_atoms(self.graph)
             key = kept.tobytes()
             pruned: Pruned = self._networks.get(key, lambda: self._prune(kept))

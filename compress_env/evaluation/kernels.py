@@ -18,6 +18,7 @@ from torch import nn
 
 SIGNED_ZERO_POINT = 128
 _SATURATION_SAFE = 32767
+_LARGEST_SUM = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,19 @@ def is_supported(layer: nn.Module) -> bool:
 
 def is_exact(codes: torch.Tensor, input_format: CodeFormat) -> bool:
     """Whether products of these weight and input codes are summed without saturation."""
+    if not sums_fit(codes, input_format):
+        return False
     if integer_kernels().exact_at_8_bits:
         return True
     # Without VNNI two products at a time are added in 16 bits.
     return 2 * input_format.high * int(codes.abs().max()) <= _SATURATION_SAFE
+
+
+def sums_fit(codes: torch.Tensor, input_format: CodeFormat) -> bool:
+    """Whether sums with these weight codes fit into 32 bits, whatever the input."""
+    if 127 * codes[0].numel() * input_format.high <= _LARGEST_SUM:
+        return True  # as nearly always, without a look at the codes
+    return int(codes.abs().flatten(1).sum(1).max()) * input_format.high <= _LARGEST_SUM
 
 
 @dataclass(frozen=True)

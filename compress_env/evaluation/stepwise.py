@@ -63,6 +63,7 @@ class StepwiseEngine:
         # Frozen atoms, whose group is -1, are there from the start.
         self._first_maker = first[graph.atom_group]
         self._lock = RLock()
+        self._state = engine.current_state()
         self.forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,6 +99,10 @@ class StepwiseEngine:
         return found.clone()  # which, not made in inference mode, may take part in training
 
     def _logits(self, plan: CompressionPlan, decided: int) -> torch.Tensor:
+        state = self.engine.current_state()
+        if state != self._state:
+            self.forget()
+            self._state = state
         program, kept = self.engine.program, plan.kept_atoms(self.engine.graph)
         marks = [self._mark(step, plan, kept) for step in program.steps]
         start = self._start(marks)
