@@ -1,4 +1,4 @@
-"""How long one evaluation of a plan takes, beside what it could be compared with.
+r"""How long one evaluation of a plan takes, beside what it could be compared with.
 
 For every network and plan, medians over rounds in one process on one machine, in which all are run
 in turn:
@@ -235,14 +235,19 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
         prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--networks", nargs="+", default=["resnet20", "resnet56"], choices=NETWORKS, metavar="NAME"
+        "--networks",
+        nargs="+",
+        default=["resnet20", "resnet56"],
+        choices=NETWORKS,
+        metavar="NAME",
+        help="default resnet20 resnet56",
     )
     parser.add_argument("--images", type=int, default=1000, help="to evaluate (default 1000)")
     parser.add_argument("--repeats", type=int, default=7, help="rounds (default 7)")
     parser.add_argument("--data-root", help="real CIFAR-10 as image folders")
     parser.add_argument("--weights-dir", help="folder with the published checkpoints")
     parser.add_argument("--sessions", action="store_true", help="also ONNX Runtime and OpenVINO")
-    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--threads", type=int, default=available_cores(), help="default: all cores")
     parser.add_argument("--json", type=Path, help="file for the rows", metavar="FILE")
     parser.add_argument("--markdown", type=Path, help="page for the tables", metavar="FILE")
     options = parser.parse_args(given)
@@ -251,6 +256,8 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} must be at least 1")
     if options.sessions and options.images < SESSION_BATCH:
         parser.error(f"--images must be at least {SESSION_BATCH} with --sessions")
+    if options.json and not options.json.resolve().parent.is_dir():
+        parser.error(f"--json must name a file in an existing folder, not {options.json}")
     if options.markdown and not options.markdown.is_file():
         parser.error(f"--markdown must name an existing page, not {options.markdown}")
     try:

@@ -133,7 +133,7 @@ def search_table(rows: Rows) -> str:
         "network", "images", "environments", "evaluations", "seconds", "evaluations per second",
         "updates",
     ]  # fmt: skip
-    return "Whole searches of PPO, from the command to the report.\n\n" + markdown_table(
+    return "Whole searches of PPO, from making the environment to the report.\n\n" + markdown_table(
         head,
         [
             (

@@ -123,6 +123,7 @@ def test_a_table_goes_to_its_place_and_the_rest_stays(tmp_path: Path) -> None:
         (inner_loop, ["--networks", "resnet21"], "resnet21"),
         (inner_loop, ["--images", "0"], "--images must be at least 1"),
         (inner_loop, ["--markdown", "nowhere.md"], "nowhere.md"),
+        (inner_loop, ["--json", "nowhere/rows.json"], "--json must name a file in an existing"),
         (inner_loop, ["--networks", "resnet20", "--weights-dir", "nowhere"], "nowhere"),
         (scaling, ["--depths", "20", "21"], "not 21"),
         (scaling, ["--image-counts", "20"], "--image-counts must have at least 2"),
