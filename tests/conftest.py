@@ -33,6 +33,13 @@ settings.register_profile(
 settings.load_profile("fixed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests the time that a training of VGG-16 takes on one busy core."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture(scope="session")
 def digits_task() -> CompressionTask:
     """ResNet-20 on the digits, as the environments have it by default. Not to be changed."""
