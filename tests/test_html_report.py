@@ -95,6 +95,18 @@ def test_the_page_of_a_run_holds_its_figures(runs: tuple[Path, Path], tmp_path: 
     assert page.tags.count("h1") == 1
 
 
+def test_figures_of_plans_that_were_trained_before_they_were_judged_say_so(
+    runs: tuple[Path, Path],
+) -> None:
+    plain, trained = read_run(runs[1]), read_run(runs[1])
+    object.__setattr__(trained, "config", {**trained.config, "finetune_steps": 20})
+    text = Page(make_page([trained])).text
+    for words in ("uniform bits,", "best plan,", "test accuracy"):
+        assert f"{words} after 20 steps of training" in text
+    assert "test accuracy without fine-tuning" not in text
+    assert "of training" not in Page(make_page([plain])).text
+
+
 def test_nothing_is_fetched(runs: tuple[Path, Path], tmp_path: Path) -> None:
     write_page(runs, tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text())

@@ -20,6 +20,7 @@ from compress_agents.html_report.svg import (
     round_steps,
     to_markup,
 )
+from compress_agents.html_report.words import plural
 
 __all__ = ["accuracy_range", "intervals", "loss_curve", "percent_ticks", "run_curves"]
 
@@ -77,7 +78,7 @@ def learning_curve(run: Run) -> Picture:
         LegendEntry("dash", "uniform", f"uniform bits {uniform:.2%}"),
     ]
     hidden = len(accuracies) - len(seen)
-    note = f"{hidden} plans with less accuracy lie below the picture." if hidden else ""
+    note = f"Below the picture: {plural(hidden, 'plan')} with less accuracy." if hidden else ""
     return Picture("Learning curve of the search", chart.to_markup(), legend, note)
 
 

@@ -10,7 +10,7 @@ from compress_agents.html_report.curves import accuracy_range, percent_ticks
 from compress_agents.html_report.reading import Run
 from compress_agents.html_report.statistics import pareto_front, wilson_interval
 from compress_agents.html_report.svg import LegendEntry, Picture, Scale
-from compress_agents.html_report.words import metric_word
+from compress_agents.html_report.words import metric_word, plural
 
 __all__ = ["comparable", "outcome_front", "run_style", "search_front"]
 
@@ -78,7 +78,7 @@ def search_front(runs: Sequence[Run], places: Sequence[int]) -> Picture:
         )
     legend.append(LegendEntry("diamond", "uniform", "uniform bits"))
     hidden = sum(episode.accuracy < low for episode in episodes)
-    note = f"{hidden} plans with less accuracy lie below the picture." if hidden else ""
+    note = f"Below the picture: {plural(hidden, 'plan')} with less accuracy." if hidden else ""
     return Picture("Front: all evaluated plans", chart.to_markup(), legend, note)
 
 

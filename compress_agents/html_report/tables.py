@@ -57,7 +57,9 @@ def tiles(run: Run) -> list[Tile]:
     final = report if run.finetuning is None else run.finetuning.results
     dense, images = report["baseline_test_accuracy"], report["num_test_images"]
     change = 100 * (final["test_accuracy"] - dense)
-    when = "without fine-tuning" if run.finetuning is None else "after fine-tuning"
+    when = _judged(run) or "without fine-tuning"
+    if run.finetuning is not None:
+        when = "after fine-tuning"
     low, high = wilson_interval(final["test_accuracy"], int(images))
     return [
         Tile(
@@ -83,6 +85,12 @@ def tiles(run: Run) -> list[Tile]:
             f"{report['macs'] / report['dense_macs']:.1%} of {amount(report['dense_macs'])}",
         ),
     ]
+
+
+def _judged(run: Run) -> str:
+    """How far a search trained plans before it judged them; empty where it did not."""
+    steps = run.config.get("finetune_steps")
+    return f"after {plural(steps, 'step')} of training" if isinstance(steps, int) and steps else ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,8 @@ def figure_table(run: Run) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
         ("uniform bits", "uniform_", run.uniform_finetuning),
         ("best plan", "", run.finetuning),
     ):
-        for title, found in ((heading, report), (f"{heading}, fine-tuned", finetuning)):
+        plain = ", ".join(filter(None, (heading, _judged(run))))
+        for title, found in ((plain, report), (f"{heading}, fine-tuned", finetuning)):
             if found is report:
                 accuracies = [report[f"{prefix}{split}_accuracy"] for split in ("search", "test")]
             elif finetuning is not None:
