@@ -99,7 +99,8 @@ def carry_out(row: PaperRow, source: Source) -> tuple[dict[str, Any], list[dict[
     task = source.task(row)
     plan = find_plan(row, source, task, folder)
     out = folder / FINETUNED_FOLDER
-    results = finetune(task, plan, row.options, out, resume=True)
+    told = {"command": row.command()}
+    results = finetune(task, plan, row.options, out, resume=True, metadata=told)
     curve = json.loads((out / CURVE_FILE).read_text())["curve"]
     test = task.splits.test
     ours = _right(evaluate_network(load_compressed(out), test, task.splits))

@@ -15,7 +15,7 @@ from benchmarks import papers
 from benchmarks.paper_rows import ROWS, PaperRow
 from benchmarks.paper_tables import paired_difference
 from compress_env.datasets.digits import load_digits
-from compress_env.networks.weights import default_weights
+from compress_env.networks.weights import default_weights, read_metadata
 
 
 def test_paired_difference_by_hand() -> None:
@@ -85,6 +85,8 @@ def test_a_row_from_plan_to_page(source: papers.Source, tmp_path: Path, monkeypa
         count = int(entry["num_test_images"])
         more = int(entry["only_compressed_right"]) - int(entry["only_dense_right"])
         assert right - dense == pytest.approx(more / count, abs=1e-6)
+    file = source.runs / row.name / "finetuned" / "compressed.safetensors"
+    assert read_metadata(file)["command"] == row.command()
     text = page.read_text()
     assert "e 1.0; 2 threads, medians of 50 rounds." in text and "1.25" in text
     assert "dense, 32 bits" in text and "W4A4" in text and found["command"] in text
