@@ -17,7 +17,8 @@ class FinetuneOptions:
         steps: number of optimizer steps instead of `epochs`; None: as many as `epochs` take.
         learning_rate: the highest one; it falls along half a cosine to zero.
         batch_size: images per step.
-        optimizer: `"sgd"` (Nesterov momentum 0.9) or `"adamw"`.
+        optimizer: `"sgd"` (Nesterov momentum 0.9) or `"adamw"`, for which the default learning rate
+            is too high: 0.001 suits it.
         weight_decay: of the weights; not of biases, normalisation and step sizes.
         distill: share of the loss that compares outputs with the dense network's (Kullback-Leibler
             divergence, Hinton et al., 2015); the rest is cross-entropy with the labels. 0 to 1.

@@ -145,7 +145,14 @@ def test_training_starts_at_exactly_what_the_plan_means(name):
 # -- training ------------------------------------------------------------------------------------
 
 
-def test_accuracy_is_recovered_kept_and_loaded_to_the_bit(tmp_path):
+def test_accuracy_is_recovered_kept_and_loaded_to_the_bit(tmp_path, monkeypatch):
+    measured = []
+
+    def evaluate(network, *images):
+        measured.append(evaluate_network(network, *images))
+        return measured[-1]
+
+    monkeypatch.setattr("compress_env.finetune.evaluate_network", evaluate)
     task = CompressionTask("resnet20", "digits")
     plan = uniform_plan(task, bits=3, keep=0.8)
     options = FinetuneOptions(epochs=5, checkpoint_steps=1000)
@@ -161,6 +168,7 @@ def test_accuracy_is_recovered_kept_and_loaded_to_the_bit(tmp_path):
     loaded = compress_env.load_compressed(tmp_path)
     tested = evaluate_network(loaded, task.splits.test, task.splits)
     assert tested.accuracy == results["test_accuracy"]
+    assert torch.equal(tested.logits, measured[-1].logits)
     assert evaluate_network(loaded, task.splits.search, task.splits).accuracy == pytest.approx(
         results["search_accuracy"]
     )

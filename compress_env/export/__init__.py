@@ -32,9 +32,9 @@ def export_onnx(
     plus a float bias, and floats between layers where the network has them; what is left to the
     runtime is how a value in the very middle between two codes is rounded. OpenVINO runs that in
     integer kernels. ONNX Runtime's integer kernels want more: integer biases, and 8-bit codes
-    behind every convolution. With `calibration_images` the file has both. It is then several times
-    as fast there, and about as accurate, but no longer the same: where layers have few bits,
-    predictions differ on some percent of the images.
+    behind every convolution. With `calibration_images` the file has both. It is then faster there
+    (docs/results.md has figures), and about as accurate, but no longer the same: where layers have
+    few bits, predictions differ on some percent of the images.
 
     The input "images" is float32 (batch, channels, height, width), normalised; the output "logits"
     is (batch, classes); the batch dimension is free.
