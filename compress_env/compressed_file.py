@@ -90,7 +90,10 @@ def load_compressed(path: str | os.PathLike[str], network: nn.Module | None = No
             this `network`.
     """
     file = find_compressed(path)
-    metadata = read_metadata(file)
+    try:
+        metadata = read_metadata(file)
+    except ValueError as error:
+        raise ValueError(f"path: {file} does not hold a compressed network: {error}") from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"path: {file} does not hold a compressed network")
     try:

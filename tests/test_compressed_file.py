@@ -54,6 +54,9 @@ def test_wrong_files_are_named(tmp_path):
     wider = nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
     with pytest.raises(ValueError, match=r"compressed.safetensors does not fit it: .* codes of 4"):
         load_compressed(tmp_path, wider)
+    file.write_bytes(b"{}")
+    with pytest.raises(ValueError, match=r"^path: .* does not hold a compressed network: "):
+        load_compressed(file)
     save_weights(network, file, {})
     with pytest.raises(ValueError, match="does not hold a compressed network"):
         load_compressed(file)

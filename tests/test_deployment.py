@@ -192,7 +192,9 @@ def test_what_is_no_run_is_refused(untrained: Path, tmp_path: Path) -> None:
     assert "env_id 'NoSuch-v0'" in refused("finetune", tmp_path)
     (tmp_path / "compressed.safetensors").write_bytes(b"not one")
     (tmp_path / "config.json").unlink()
-    assert "compressed.safetensors" in refused("export", tmp_path)
+    assert "compressed.safetensors is not a fine-tuned network" in refused("export", tmp_path)
+    plan = untrained / "best_plan.json"
+    assert "run: " in refused("export", plan) and "best_plan.json is not" in refused("export", plan)
 
 
 def test_options_are_those_of_the_library() -> None:

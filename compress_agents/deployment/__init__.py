@@ -147,7 +147,11 @@ def find_run(path: Path) -> FoundRun:
         raise ValueError(
             f"run: {path} is neither a run folder (no config.json) nor a fine-tuned network"
         )
-    metadata, above = read_metadata(compressed), compressed.resolve().parent.parent
+    try:
+        metadata = read_metadata(compressed)
+    except ValueError as error:
+        raise ValueError(f"run: {compressed} is not a fine-tuned network: {error}") from error
+    above = compressed.resolve().parent.parent
     if CONFIG_ENTRY in metadata:
         config = _config_of(metadata, compressed)
     elif (above / "config.json").is_file():
