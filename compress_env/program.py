@@ -221,16 +221,13 @@ def _changed_too_early(steps: list[LayerStep | PlainStep]) -> fx.Node | None:
     """An addition done in place in a value that a later step still reads, or None."""
     last = {node: place for place, step in enumerate(steps) for node in reads(step)}
     for place, step in enumerate(steps):
-        residual = step.residual if isinstance(step, LayerStep) else None
-        if residual is not None and last[residual] > place:
-            assert isinstance(step, LayerStep)
-            return next(user for user in residual.users if user in _chain(step))
+        if (
+            isinstance(step, LayerStep)
+            and step.residual is not None
+            and last[step.residual] > place
+        ):
+            return step.target.all_input_nodes[0] if step.relu else step.target
     return None
-
-
-def _chain(step: LayerStep) -> set[fx.Node]:
-    """The last node of a fused step and the one before it."""
-    return {step.target, *step.target.all_input_nodes}
 
 
 def _target(step: LayerStep | PlainStep) -> fx.Node:

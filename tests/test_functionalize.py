@@ -79,6 +79,32 @@ def unused_layer(n: Blocks, x: torch.Tensor) -> torch.Tensor:
     return n.b(x)
 
 
+def read_after_the_addition(n: Blocks, x: torch.Tensor) -> torch.Tensor:
+    x = torch.relu(n.a(x))
+    y = x + n.b[0](x)
+    return y * n.c(x)
+
+
+def read_after_the_relu(n: Blocks, x: torch.Tensor) -> torch.Tensor:
+    x = torch.relu(n.a(x))
+    y = torch.relu(x + n.b[0](x))
+    return y * n.c(x)
+
+
+def added_to_a_view(n: Blocks, x: torch.Tensor) -> torch.Tensor:
+    x = torch.relu(n.a(x))
+    y = x.detach() + n.b(x)
+    return y * n.c(x)
+
+
+def viewed_before_the_addition(n: Blocks, x: torch.Tensor) -> torch.Tensor:
+    x = torch.relu(n.a(x))
+    view = x.detach()
+    y = x + n.b(x)
+    return y * n.c(view)
+
+
+@pytest.mark.filterwarnings("ignore:channels are left whole")
 @pytest.mark.parametrize(
     "body",
     [
@@ -90,6 +116,10 @@ def unused_layer(n: Blocks, x: torch.Tensor) -> torch.Tensor:
         shared_layer,
         image_in_place,
         unused_layer,
+        read_after_the_addition,
+        read_after_the_relu,
+        added_to_a_view,
+        viewed_before_the_addition,
     ],
 )
 def test_trace_and_both_engines_mean_what_the_network_does(body: Forward) -> None:
