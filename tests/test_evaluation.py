@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from compress_env.importance import rank_channels
 from compress_env.layer_graph import LayerGraph, trace
 from compress_env.plan import CompressionPlan
 from compress_env.task import CompressionTask
+from compress_env.workers import Workers
 
 
 def keep_share(graph: LayerGraph, share: float) -> list[np.ndarray]:
@@ -221,6 +223,20 @@ def test_arguments_may_be_given_by_name() -> None:
     plan = mixed_plan(graph, [6], "evenly")
     quick, slow = (kind(graph, images[:8]) for kind in (FastEngine, ReferenceEngine))
     assert torch.equal(quick.logits(plan, images), slow.logits(plan, images))
+
+
+def test_batches_are_computed_side_by_side() -> None:
+    threads = torch.get_num_threads()
+    together = Barrier(2)
+
+    def meet(_: object) -> int:
+        together.wait(60)
+        return torch.get_num_threads()
+
+    try:
+        assert Workers().map(meet, [0, 1, 2, 3], 2) == [1, 1, 1, 1]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_evaluation_counts_correct_predictions() -> None:

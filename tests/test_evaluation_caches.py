@@ -11,8 +11,15 @@ import torch
 from samples import liven, mixed_plan
 from small_networks import TinyClassifier
 
-from compress_env.evaluation import Evaluator, FastEngine, ReferenceEngine, StepwiseEngine
+from compress_env.evaluation import (
+    Evaluator,
+    FastEngine,
+    ReferenceEngine,
+    StepwiseEngine,
+    preparing,
+)
 from compress_env.evaluation.cache import tensor_bytes
+from compress_env.evaluation.kernels import integer_kernels
 from compress_env.layer_graph import trace
 from compress_env.plan import CompressionPlan
 from compress_env.task import CompressionTask
@@ -81,6 +88,28 @@ def test_channels_are_told_apart_not_counted(digits_task: CompressionTask) -> No
     found = [engine.logits(plan, images) for plan in plans]
     expected = [ReferenceEngine(graph, calibration).logits(plan, images) for plan in plans]
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.skipif(not integer_kernels().available, reason="no integer convolution here")
+def test_weights_are_quantized_once(
+    digits_task: CompressionTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = digits_task.graph
+    engine = FastEngine(graph, digits_task.calibration.images)
+    engine.prepare(mixed_plan(graph, [8], "evenly"))
+    quantized = []
+
+    def counting(weights: list[torch.Tensor], bits: int) -> list[preparing.Codes]:
+        quantized.extend(weights)
+        return integer_codes(weights, bits)
+
+    integer_codes = preparing._integer_codes
+    monkeypatch.setattr(preparing, "_integer_codes", counting)
+    plan = mixed_plan(graph, [8], "evenly")
+    plan.weight_bits[[3, 5]] = 4
+    plan.activation_bits[:] = 6
+    engine.prepare(plan)
+    assert len(quantized) == 2
 
 
 def changed_in_place(network: TinyClassifier) -> None:
