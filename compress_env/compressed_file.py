@@ -98,9 +98,10 @@ def load_compressed(path: str | os.PathLike[str], network: nn.Module | None = No
         raise ValueError(f"path: {file} does not hold a compressed network")
     try:
         name, classes = metadata["network"], int(metadata["num_classes"])
-        shape, plan = json.loads(metadata["input_shape"]), json.loads(metadata["plan"])
+        shape = [int(size) for size in json.loads(metadata["input_shape"])]
+        plan = json.loads(metadata["plan"])
         state = load_file(file)
-    except (KeyError, ValueError, OSError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise ValueError(f"path: {file} is damaged: {error}") from error
     return _filled(_skeleton(name, classes, shape, plan, network), state, file)
 

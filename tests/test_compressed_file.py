@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compress_env.compressed_file import (
@@ -12,7 +13,7 @@ from compress_env.compressed_file import (
 from compress_env.compression import compress
 from compress_env.layer_graph import trace
 from compress_env.networks import build_network
-from compress_env.networks.weights import save_weights
+from compress_env.networks.weights import read_metadata, save_weights
 from compress_env.plan import CompressionPlan
 
 
@@ -54,6 +55,10 @@ def test_wrong_files_are_named(tmp_path):
     wider = nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
     with pytest.raises(ValueError, match=r"compressed.safetensors does not fit it: .* codes of 4"):
         load_compressed(tmp_path, wider)
+    read = {**read_metadata(file), "input_shape": "8"}
+    save_file(load_file(file), file, read)
+    with pytest.raises(ValueError, match=r"^path: .* is damaged: 'int' object"):
+        load_compressed(tmp_path, network)
     file.write_bytes(b"{}")
     with pytest.raises(ValueError, match=r"^path: .* does not hold a compressed network: "):
         load_compressed(file)

@@ -29,6 +29,7 @@ from compress_env.evaluation import evaluate_network
 from compress_env.finetune_options import FinetuneOptions
 from compress_env.latency import LatencyTable, layer_table
 from compress_env.latency.single_layers import LayerCase
+from compress_env.networks.weights import save_weights
 from compress_env.quantized_training import QuantizedTraining
 from compress_env.task import CompressionTask
 
@@ -193,6 +194,9 @@ def test_what_is_no_run_is_refused(untrained: Path, tmp_path: Path) -> None:
     (tmp_path / "compressed.safetensors").write_bytes(b"not one")
     (tmp_path / "config.json").unlink()
     assert "compressed.safetensors is not a fine-tuned network" in refused("export", tmp_path)
+    run = Path(shutil.copytree(untrained, tmp_path / "run"))
+    save_weights(torch.nn.Linear(2, 2), run / "finetuned" / "compressed.safetensors", {})
+    assert "does not hold a compressed network" in refused("export", run)
     plan = untrained / "best_plan.json"
     assert "run: " in refused("export", plan) and "best_plan.json is not" in refused("export", plan)
 

@@ -117,9 +117,9 @@ class FoundRun:
             ValueError: there is neither.
         """
         if self.compressed is not None:
+            network = load_compressed(self.compressed)  # first, as it sees that a plan is there
             data = json.loads(read_metadata(self.compressed)["plan"])
-            plan = CompressionPlan.from_json(data, task.graph, task.network_name)
-            return load_compressed(self.compressed), plan
+            return network, CompressionPlan.from_json(data, task.graph, task.network_name)
         plan = self.plan(BEST, task)
         network = compress(task.graph, plan, task.calibration.images, task.calibration_dtype)
         return network.cpu().eval(), plan
