@@ -166,8 +166,9 @@ both of networks as they are without any training. In rows **with training** `gr
 for what a plan's network does after a few steps of it (`--finetune-steps`): 100 evaluations after
 20 steps each at 99.36%, else 40 after 10. **Uniform bits** is the plan that the action zero
 stands for: nothing pruned, the same bits everywhere as far as the target allows, trained in just
-the same way; the difference to the joint plan's row is what the search adds. First and last layer
-have 8 bits and count with them. BOPs are counted against 32 times 32 bits, over all layers.
+the same way; the difference to the joint plan's row is what the search adds. Where plans only
+prune, it stands for a **uniform share**: the same part of every coupling group. First and last
+layer have 8 bits and count with them. BOPs are counted against 32 times 32 bits, over all layers.
 
 Test accuracy is that of the trained network, measured once, on all test images at hand; before
 training it is the plan's own. With 1,000 images an interval is some three points wide, so the last
@@ -180,8 +181,9 @@ The plans are kept in `benchmarks/results/plans`, and the commands below train t
 and the name of an empty folder they search anew, with today's agents. The plans of PPO were found
 with `compress-agents train --target-reduction T --total-timesteps 500` (default agent, seed 0, one
 search per target) at commit 45126b6, those of `graph-q` by the commands below at commits 1db3371
-and, with training, bea85f1. Fewer epochs than a row would like are what two cores had time for;
-rows that are missing were not trained yet.
+and, with training, bea85f1. Fewer epochs than a row would like are what two cores had time for.
+The searched plans at 49% and 50% of MACs had been trained for 3 and 1 epochs before, which left
+-1.4 and -2.2 points; their rows now are new trainings of the same plans.
 
 A search without training ranks by the accuracy before it, and where training changes much, that
 is not the order after it: at 99.36% the plan that `graph-q` finds so is the best of those before
