@@ -1,24 +1,20 @@
-"""`docs/results.md` from the rows of `benchmarks.papers`: tables, intervals and curves."""
+"""`docs/results.md` from the rows of `benchmarks.papers`: tables and intervals."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from benchmarks.paper_rows import REPORTED
 from benchmarks.tables import markdown_table
 from compress_agents.html_report.statistics import wilson_interval
-from compress_agents.runs import write_atomically
 
 _LEVEL = 0.95
-_TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
+TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
+"""Networks by the names they have in the papers."""
 
 Row = dict[str, Any]
 
@@ -41,11 +37,15 @@ def paired_difference(only_ours: int, only_theirs: int, images: int) -> tuple[fl
     return (only_ours - only_theirs) / images, middle - reach, middle + reach
 
 
-def _cells(row: Row) -> list[str]:
-    images = int(row["num_test_images"])
-    low, high = wilson_interval(row["test_accuracy"], images)
+def difference_to_dense(row: Row) -> tuple[float, float, float]:
+    """A row's accuracy less that of the dense network on the same images, with its interval."""
     pair = int(row["only_compressed_right"]), int(row["only_dense_right"])
-    difference, lowest, highest = paired_difference(*pair, images)
+    return paired_difference(*pair, int(row["num_test_images"]))
+
+
+def _cells(row: Row) -> list[str]:
+    low, high = wilson_interval(row["test_accuracy"], int(row["num_test_images"]))
+    difference, lowest, highest = difference_to_dense(row)
     target = row["target_reduction"]
     return [
         f"{target:.2%}" if target != "" else "",
@@ -109,19 +109,20 @@ def latency_table(measured: Mapping[str, Any]) -> str:
 
 
 def results_page(
-    rows: Sequence[Row], picture: str, latencies: Mapping[str, Mapping[str, Any]]
+    rows: Sequence[Row], curves: str, differences: str, latencies: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """The whole page.
 
     Args:
         rows: of the CSV file.
-        picture: name of the file of the curves, beside the page.
+        curves: name of the file of the learning curves, beside the page.
+        differences: name of the file of the differences to the dense networks.
         latencies: by the name of a row, what `compress-agents latency --json` wrote about it.
     """
-    parts = [_INTRODUCTION]
+    parts = [_INTRODUCTION, f"![Points to the dense network]({differences})\n"]
     for network in dict.fromkeys(str(row["network"]) for row in rows):
         own = [row for row in rows if row["network"] == network]
-        parts += [f"## {_TITLES.get(network, network)}\n", network_table(own)]
+        parts += [f"## {TITLES.get(network, network)}\n", network_table(own)]
         reported = [r for r in REPORTED if r.network == network]
         if reported:
             lines = [
@@ -141,7 +142,7 @@ def results_page(
         parts += [f"### {name}\n", latency_table(measured)]
     commands = "\n".join(dict.fromkeys(str(row["command"]) for row in rows))
     parts += [
-        f"## Curves\n\n![Search accuracy during training]({picture})\n",
+        f"## Curves\n\n![Search accuracy during training]({curves})\n",
         f"## Commands\n\n```\n{commands}\n```\n",
     ]
     return "\n".join(parts)
@@ -191,34 +192,3 @@ and the worst after. That is what the rows with training are for. On ResNet-56 a
 search found nothing better than where it started, uniform bits: the two rows are one plan and one
 training.
 """
-
-
-_COLORS = colormaps["tab20"]
-
-
-def write_curves(points: Sequence[Row], path: Path) -> None:
-    """Draw search accuracy against steps of training, a panel per network, as SVG."""
-    networks = list(dict.fromkeys(str(point["network"]) for point in points))
-    figure = Figure(figsize=(5.5 * max(1, len(networks)), 4.2), layout="constrained")
-    for place, network in enumerate(networks):
-        axes = figure.add_subplot(1, len(networks), place + 1)
-        own = [point for point in points if point["network"] == network]
-        plans = dict.fromkeys((p["method"], p["target_reduction"]) for p in own)
-        for number, (method, target) in enumerate(plans):
-            line = [p for p in own if (p["method"], p["target_reduction"]) == (method, target)]
-            name = method if target == "" else f"{target:.2%} {method}"
-            axes.plot(
-                [p["step"] for p in line],
-                [100 * p["search_accuracy"] for p in line],
-                label=name,
-                color=_COLORS(number % _COLORS.N),
-                linestyle="--" if "uniform" in method else "-",
-            )
-        axes.set(title=_TITLES.get(network, network), xlabel="step", ylabel="search accuracy, %")
-        axes.set_ylim(60, 101)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc="lower right")
-    text = io.StringIO()
-    # No date, so that the same rows give the same file.
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    write_atomically(path, text.getvalue().encode())

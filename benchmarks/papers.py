@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.paper_figures import write_curves, write_differences
 from benchmarks.paper_rows import CURVES, LATENCIES, NUMBERS, PLANS, RESULTS, ROWS, PaperRow
-from benchmarks.paper_tables import results_page, write_curves
+from benchmarks.paper_tables import results_page
 from compress_agents.config import TrainingConfig
 from compress_agents.runs import RunFolder, write_atomically
 from compress_agents.training import open_run
@@ -228,11 +229,13 @@ def main() -> None:
     rows = with_numbers(read_rows(arguments.csv))
     if not rows:
         parser.error(f"{arguments.csv} has no rows yet: give --data-root and --weights-dir")
-    picture = arguments.page.with_name("results-curves.svg")
-    write_curves(with_numbers(read_rows(curves_file)), picture)
-    write_atomically(
-        arguments.page, results_page(rows, picture.name, _latencies(arguments.csv)).encode()
+    curves, differences = (
+        arguments.page.with_name(f"results-{name}.svg") for name in ("curves", "differences")
     )
+    write_curves(with_numbers(read_rows(curves_file)), curves)
+    write_differences(rows, differences)
+    page = results_page(rows, curves.name, differences.name, _latencies(arguments.csv))
+    write_atomically(arguments.page, page.encode())
     print(f"Written to {arguments.page}")
 
 

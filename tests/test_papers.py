@@ -90,7 +90,8 @@ def test_a_row_from_plan_to_page(source: papers.Source, tmp_path: Path, monkeypa
     text = page.read_text()
     assert "e 1.0; 2 threads, medians of 50 rounds." in text and "1.25" in text
     assert "dense, 32 bits" in text and "W4A4" in text and found["command"] in text
-    assert (tmp_path / "results-curves.svg").read_text().count("<svg") == 1
+    for picture in ("results-curves.svg", "results-differences.svg"):
+        assert (tmp_path / picture).read_text().count("<svg") == 1 and picture in text
 
 
 def test_the_plan_of_told_bits(source: papers.Source) -> None:
