@@ -27,7 +27,7 @@ def independent_rate(network: str, images: int, bits: int, count: int, seconds: 
     Args:
         network: name of the network; its weights and images are random.
         images: of an evaluation.
-        bits: of all layers but the first and the last.
+        bits: of all layers.
         count: processes.
         seconds: for which each evaluates.
     """

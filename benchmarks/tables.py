@@ -42,4 +42,5 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__.split('+')[0]}"
     instructions = torch.backends.cpu.get_cpu_capability()
-    return f"{versions}, {cores} {platform.machine()} cores with {instructions}, no GPU"
+    graphics = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{versions}, {cores} {platform.machine()} cores with {instructions}, {graphics}"

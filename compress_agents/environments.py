@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from tqdm import tqdm
 
 import compress_env  # noqa: F401  registers the ids
 from compress_agents.config import SearchConfig
@@ -170,6 +172,8 @@ def _map_in_process(folder: str, threads: int) -> gymnasium.Env[Any, Any]:
     gc.freeze()
     torch.set_num_threads(threads)
     keep_freed_memory()
+    # Its default lock is a semaphore that outlives a process that is ended from outside.
+    tqdm.set_lock(threading.RLock())
     return _wrap(load_shared(folder))
 
 

@@ -24,6 +24,7 @@ BISECTIONS = 30
 """Halvings of the interval in which the projection looks for its offset."""
 
 _TIE_BREAK = 1e-3
+_NO_LIMIT = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +169,7 @@ class ActionDecoder:
     def kept_atoms(self, choice: Choice) -> np.ndarray:
         """Bool (atoms,) for the kept counts of a choice."""
         ranks = self.ranks if choice.ranks is None else choice.ranks
-        limits = np.append(choice.counts, np.iinfo(np.int64).max)
+        limits = np.append(choice.counts, _NO_LIMIT)
         kept: np.ndarray = ranks < limits[self._group_of_atom]
         return kept
 

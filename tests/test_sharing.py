@@ -196,4 +196,4 @@ def test_control_c_ends_all_processes_in_peace(tmp_path: Path) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
-    assert "Interrupted" in errors and "Traceback" not in errors
+    assert "Interrupted" in errors and "Traceback" not in errors and "leaked" not in errors
