@@ -149,9 +149,13 @@ def test_other_networks(tmp_path: Path, name: str) -> None:
         for engine in ENGINES:
             found = open_session(engine, path, len(images), 1).run(images.numpy())
             errors = np.abs(found - expected).max(1) / np.abs(expected).max()
-            # A value between two codes may be rounded the other way, and in a network of noise
-            # that is heard to the end; but it is rare.
-            assert np.median(errors) < 2e-2, (engine, bits)
+            if bits == 32:
+                assert errors.max() < 1e-3, engine
+            else:
+                # A value between two codes may be rounded the other way, and in a network of noise
+                # that is heard to the end; in ConvNeXt, of whose values each depends on many, for
+                # most images. What is wrong in the file is wrong for every image.
+                assert errors.min() < 1e-5 and np.median(errors) < 5e-2, engine
 
 
 @pytest.mark.parametrize("seed", range(4))
