@@ -186,6 +186,10 @@ and, with training, bea85f1. Fewer epochs than a row would like are what two cor
 The searched plans at 49% and 50% of MACs had been trained for 3 and 1 epochs before, which left
 -1.4 and -2.2 points; their rows now are new trainings of the same plans.
 
+All rows are trained with `--compile --mixed-precision` on a processor with AMX. Since commit
+94e0d95 plans are calibrated in bfloat16 there; rows trained before and after it can differ by some
+tenths of a point before training, as the uniform bits at 99.36% do.
+
 A search without training ranks by the accuracy before it, and where training changes much, that
 is not the order after it: at 99.36% the plan that `graph-q` finds so is the best of those before
 and the worst after. That is what the rows with training are for. On ResNet-56 at 99.1% such a
