@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
@@ -57,3 +58,17 @@ def check_path(name: str, value: object) -> None:
     """
     if value is not None and not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"{name} must be a path, not {value!r}")
+
+
+def logits_of(output: object) -> torch.Tensor:
+    """The outputs of a network for the classes: a tensor, or the first of several.
+
+    Raises:
+        ValueError: the network returns something else.
+    """
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(first, torch.Tensor):
+        raise ValueError(
+            f"network: it must return a tensor or a tuple of them, not {type(output).__name__}"
+        )
+    return first

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from compress_env.checks import logits_of
 from compress_env.layer_graph import FROZEN, Layer, LayerGraph
 
 Importance = Callable[[LayerGraph, torch.Tensor, torch.Tensor], np.ndarray]
@@ -82,10 +83,12 @@ def taylor(graph: LayerGraph, images: torch.Tensor, labels: torch.Tensor) -> np.
     try:
         module.requires_grad_(True)
         with torch.enable_grad():
-            loss = functional.cross_entropy(module(images), labels.to(images.device))
+            logits = logits_of(module(images))
+            loss = functional.cross_entropy(logits, labels.to(images.device))
             names = [layer.name for layer in graph.layers]
             weights = [module.get_submodule(name).weight for name in names]
-            gradients = torch.autograd.grad(loss, weights)  # type: ignore[arg-type]
+            # Zeros for layers that only other outputs come from.
+            gradients = torch.autograd.grad(loss, weights, materialize_grads=True)  # type: ignore[arg-type]
     finally:
         for parameter, before in zip(module.parameters(), frozen, strict=True):
             parameter.requires_grad_(before)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from .checks import logits_of
 from .data import ImageSet, Splits, load_splits, normalize
 from .datasets.augmentation import augment
 from .datasets.cache import cache_folder, locked
@@ -129,7 +130,7 @@ def accuracy(network: nn.Module, images: ImageSet, splits: Splits) -> float:
     for start in range(0, len(images), _EVALUATION_BATCH):
         chosen = slice(start, start + _EVALUATION_BATCH)
         batch = normalize(torch.from_numpy(np.array(images.images[chosen])).to(device), splits)
-        guesses = network(batch).argmax(1).cpu().numpy()
+        guesses = logits_of(network(batch)).argmax(1).cpu().numpy()
         right += int((guesses == images.labels[chosen]).sum())
     network.train(training)
     return right / len(images)
@@ -225,7 +226,7 @@ class _Run:
             images, labels = feed.batch(order[step * size : (step + 1) * size])
             inputs = normalize(augment(images, self.splits.mirror, generator), self.splits)
             with torch.autocast(self.device.type, enabled=self.scaler.is_enabled()):
-                logits = self.network(inputs)
+                logits = logits_of(self.network(inputs))
                 loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()

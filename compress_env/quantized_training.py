@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from compress_env.calibration import calibrate
+from compress_env.checks import logits_of
 from compress_env.data import ImageSet, Splits, normalize
 from compress_env.datasets.augmentation import augment
 from compress_env.finetune_options import FinetuneOptions
@@ -147,9 +148,9 @@ class QuantizedTraining:
         own = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(own), torch.autocast(device.type, self.precision, self.mixed):
             torch.manual_seed(seed_of(options.seed, self.steps, 2))  # for dropout
-            logits = self._outputs(inputs)
+            logits = self._logits(inputs)
             with torch.no_grad():
-                wanted = self.teacher(inputs) if options.distill > 0 else None
+                wanted = logits_of(self.teacher(inputs)) if options.distill > 0 else None
         loss = finetuning_loss(logits.float(), labels, wanted, options)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -160,9 +161,9 @@ class QuantizedTraining:
         correct = (logits.detach().argmax(1) == labels).float().mean()
         return loss.detach(), correct
 
-    def _outputs(self, inputs: Tensor) -> Tensor:
+    def _logits(self, inputs: Tensor) -> Tensor:
         try:
-            return self.forward(inputs)  # type: ignore[no-any-return]
+            return logits_of(self.forward(inputs))
         except BackendCompilerFailed as error:
             raise ValueError(f"compile needs a working C++ compiler: {error}") from error
 

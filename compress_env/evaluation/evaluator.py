@@ -47,20 +47,6 @@ class Evaluation:
         return float((self.predictions == self.labels).double().mean())
 
 
-def logits_of(output: object) -> torch.Tensor:
-    """The outputs of a network for the classes: a tensor, or the first of several.
-
-    Raises:
-        ValueError: the network returns something else.
-    """
-    first = output[0] if isinstance(output, (tuple, list)) and output else output
-    if not isinstance(first, torch.Tensor):
-        raise ValueError(
-            f"network: it must return a tensor or a tuple of them, not {type(output).__name__}"
-        )
-    return first
-
-
 class Evaluator:
     """Evaluates plans on one set of images, and remembers the latest ones.
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress_env.checks import logits_of
 from compress_env.data import ImageSet, Splits, normalize
 from compress_env.evaluation.evaluator import Evaluation
 
@@ -14,16 +15,20 @@ _BATCH = 100
 
 @torch.no_grad()
 def run_network(network: nn.Module, images: Tensor, batch_size: int = _BATCH) -> Tensor:
-    """Outputs of a network, float32 (images, classes), on the CPU.
+    """Outputs of a network, of several the first: float32 (images, classes), on the CPU.
 
     Args:
         network: in evaluation mode.
         images: float32 (images, channels, height, width), normalised, on the network's device.
         batch_size: images per forward pass.
+
+    Raises:
+        ValueError: the network returns neither a tensor nor a tuple of them.
     """
     # The order of the engines, so that float operations round alike.
     images = images.contiguous(memory_format=torch.channels_last)
-    return torch.cat([network(batch).float().cpu() for batch in images.split(batch_size)])
+    batches = images.split(batch_size)
+    return torch.cat([logits_of(network(batch)).float().cpu() for batch in batches])
 
 
 def evaluate_network(

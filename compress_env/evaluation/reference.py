@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from compress_env.checks import logits_of
 from compress_env.compression import compress
-from compress_env.evaluation.evaluator import logits_of
 from compress_env.layer_graph import LayerGraph
 from compress_env.plan import CompressionPlan
 

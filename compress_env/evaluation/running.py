@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from compress_env.evaluation.evaluator import logits_of
+from compress_env.checks import logits_of
 from compress_env.evaluation.kernels import CodeFormat, IntegerConv, integer_kernels
 from compress_env.evaluation.preparing import Prepared
 from compress_env.program import LayerStep, PlainStep, Program, run_plain

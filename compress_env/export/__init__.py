@@ -37,7 +37,7 @@ def export_onnx(
     few bits, predictions differ on some percent of the images.
 
     The input "images" is float32 (batch, channels, height, width), normalised; the output "logits"
-    is (batch, classes); the batch dimension is free.
+    is (batch, classes), of several outputs the first; the batch dimension is free.
 
     Args:
         compressed: what `compress_env.compress` returns, or a dense network.

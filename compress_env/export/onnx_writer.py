@@ -141,11 +141,11 @@ class OnnxWriter:
 
     def _finish(self, node: fx.Node) -> None:
         result = node.args[0]
-        if isinstance(result, (tuple, list)) and len(result) == 1:
-            result = result[0]
+        if isinstance(result, (tuple, list)) and result:
+            result = result[0]  # the logits, as in `logits_of`
         value = self._values[result] if isinstance(result, fx.Node) else None
         if not isinstance(value, Tensor):
-            raise cannot_be_written("a network with several outputs")
+            raise cannot_be_written("a network whose first output is no tensor")
         self.graph.give(value.name, OUTPUT)
         self.output_shape = value.shape[1:]
 
