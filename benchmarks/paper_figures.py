@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.paper_rows import REPORTED
 from benchmarks.paper_tables import TITLES, Row, difference_to_dense
-from compress_agents.runs import write_atomically
+from benchmarks.pictures import save_svg
 
 _COLORS = colormaps["tab20"]
 _UNIFORM, _SEARCHED, _PAPERS = "0.45", "tab:blue", "tab:orange"
@@ -33,7 +32,7 @@ def write_differences(rows: Sequence[Row], path: Path) -> None:
         _draw_differences(axes, [row for row in rows if row["network"] == network])
         axes.set(title=TITLES.get(network, network), xlabel="points to the dense network")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    _save(figure, path)
+    save_svg(figure, path)
 
 
 def _draw_differences(axes: Axes, rows: Sequence[Row]) -> None:
@@ -92,11 +91,4 @@ def write_curves(points: Sequence[Row], path: Path) -> None:
         axes.set_ylim(60, 101)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="lower right")
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    text = io.StringIO()
-    # No date, so that the same rows give the same file.
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    write_atomically(path, text.getvalue().encode())
+    save_svg(figure, path)

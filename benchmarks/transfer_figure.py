@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from compress_agents.runs import write_atomically
+from benchmarks.pictures import save_svg
 
 __all__ = ["curves_figure"]
 
@@ -44,8 +42,4 @@ def curves_figure(points: Sequence[dict[str, Any]], path: Path) -> None:
     panels[0].set_ylabel("mean search accuracy of 25 plans")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     panels[-1].legend(frameon=False, loc="lower right")
-    content = io.BytesIO()
-    # No date and no random names, so that the same rows give the same file.
-    with mpl.rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    write_atomically(path, content.getvalue())
+    save_svg(figure, path)
