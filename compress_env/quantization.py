@@ -28,6 +28,10 @@ SAMPLED_VALUES = 1 << 14
 
 _EXACT_IN_FLOAT32 = 1 << 24
 
+# What is nowhere larger is taken for zeros: scales must have a finite reciprocal in float32, also
+# those of 8 bits, and when training has shrunk them.
+_NEXT_TO_ZERO = 1e-30
+
 CONVOLUTIONS = (nn.Conv2d, UnevenGroupedConv2d)
 
 _CLIPPING = torch.linspace(0.2, 1.0, 25)
@@ -61,12 +65,13 @@ def quantize_weights(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, tor
         bits: 2 to 8.
 
     Returns:
-        Integer codes as floats, shaped like `weight`, and the scales (out,), all positive.
+        Integer codes as floats, shaped like `weight`, and the scales (out,), all positive. Codes of
+        a channel without a weight beyond 1e-30 are zero.
     """
     high = highest_level(bits)
     rows = weight.detach().flatten(1)
     largest = rows.abs().amax(1)
-    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    largest = torch.where(largest > _NEXT_TO_ZERO, largest, torch.ones_like(largest))
     unclipped = _rounding_errors(rows, largest[None] / high, high)
     # The largest weight alone makes a range that ends at a share s of it err by (1 - s)**2 of its
     # square. With many bits that is more than rounding errs, and few ranges have to be tried.
@@ -118,7 +123,7 @@ def activation_scales(samples: list[torch.Tensor], levels: list[int]) -> torch.T
 def _activation_scale(sample: torch.Tensor, level: int) -> torch.Tensor:
     sample = sample.float().cpu()
     largest = sample.max()
-    if not largest > 0:
+    if not largest > _NEXT_TO_ZERO:
         largest = torch.ones(())
     places = (sample * (HISTOGRAM_BINS / largest)).int().clamp_(max=HISTOGRAM_BINS - 1)
     counts = torch.bincount(places, minlength=HISTOGRAM_BINS).float()  # faster than `histc`

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samples import mixed_plan
+from small_networks import TinyClassifier
 from torch import nn
 
+from compress_env.calibration import calibrate
+from compress_env.compression import compress
+from compress_env.evaluation import FastEngine
+from compress_env.layer_graph import trace
+from compress_env.lsq import finished, learnable
+from compress_env.pruning import prune
 from compress_env.quantization import (
     QuantizedLayer,
     activation_scales,
@@ -45,6 +53,41 @@ def test_weights_on_the_grid_come_back_exactly() -> None:
     assert torch.equal(found[0], codes[0])
     assert torch.allclose(found * scale[:, None], weight, atol=1e-7)
     assert bool((scale > 0).all())
+
+
+def test_what_is_next_to_zero_has_no_infinite_scales() -> None:
+    for bits in (2, 8):
+        for size in (1e-36, 1e-37, 1e-40, 1e-44):
+            weight = torch.tensor([[0.5, -0.3, 0.2], [size, -size, 0.0]])
+            codes, scales = quantize_weights(weight, bits)
+            assert codes[1].tolist() == [0, 0, 0]
+            expected = quantize_weights(weight[:1], bits)  # the other channel is none the worse
+            assert torch.equal(codes[:1], expected[0]) and torch.equal(scales[:1], expected[1])
+            scale = activation_scales([weight[1].abs()], [2**bits - 1])
+            assert torch.cat([scales, scale]).reciprocal().isfinite().all()
+
+
+@pytest.mark.parametrize(("bits", "size"), [(8, 1e-37), (2, 1e-40)])
+def test_a_faded_channel_is_one_of_zeros_for_everybody(bits: int, size: float) -> None:
+    images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    states, found = [], []
+    for scale in (0.0, size):
+        network = TinyClassifier().eval()
+        with torch.no_grad():
+            network.second.weight[1].mul_(scale)[0].zero_()
+        graph = trace(network, (3, 8, 8))
+        plan = mixed_plan(graph, [bits])
+        reference = compress(graph, plan, images)
+        small = prune(graph, plan.kept_atoms(graph))
+        samples = calibrate(small, graph, images, False)
+        trained = finished(learnable(small, graph, plan, samples), graph)
+        states += [reference.state_dict(), trained.state_dict()]
+        with torch.no_grad():
+            found += [FastEngine(graph, images).logits(plan, images), reference(images)]
+    for state in states:
+        assert all(torch.equal(value, states[0][key]) for key, value in state.items())
+    for logits in found:
+        assert logits.isfinite().all() and torch.equal(logits, found[0])
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
