@@ -76,11 +76,12 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any], resume: bool) -> di
     if not resume:
         raise ValueError(f"resume must be set, or {path} deleted: it is an interrupted training")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        stored = state["options"]
-    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f"resume: {path} is not the state of a training: {error}") from error
-    check_same(path, stored, identity)
+    if not isinstance(state, dict) or not isinstance(state.get("options"), dict):
+        raise ValueError(f"resume: {path} is not the state of a training: it has no options")
+    check_same(path, state["options"], identity)
     return state
 
 

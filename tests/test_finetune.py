@@ -25,6 +25,7 @@ from compress_env.plan import CompressionPlan
 from compress_env.pruning import prune
 from compress_env.quantized_training import QuantizedTraining, TrainingImages, folded_copy
 from compress_env.task import CompressionTask
+from compress_env.training_parts import read_checkpoint
 
 ALL_BITS = (2, 3, 4, 5, 6, 7, 8, 32)
 
@@ -212,6 +213,14 @@ def test_interrupted_and_resumed_is_the_same_as_uninterrupted(tiny, tmp_path, mo
     # Once finished, there is nothing left to do.
     assert finetune(tiny, plan, options, out, resume=True) == resumed
     assert not (out / CHECKPOINT_FILE).exists()
+
+
+@pytest.mark.parametrize("state", [[], 3, torch.ones(2), {"options": [1]}, {"steps": 3}])
+def test_a_checkpoint_that_holds_something_else_is_named(tmp_path, state):
+    path = tmp_path / CHECKPOINT_FILE
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=f"^resume: {path} is not the state of a training"):
+        read_checkpoint(path, {"plan": 1}, resume=True)
 
 
 def test_divergence_is_reported_and_the_best_network_kept(tiny, tmp_path):
