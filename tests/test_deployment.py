@@ -259,6 +259,10 @@ def test_export_of_a_program_and_of_a_plan_without_training(
     [
         (["export", "--format", "tflite"], "format must be one of onnx, torch"),
         (["export", "--format", "torch", "--integer"], "integer is a form of onnx"),
+        (
+            ["export", "--format", "torch", "--no-low-bit-storage"],
+            "--no-low-bit-storage is an option of --format onnx, not of torch",
+        ),
         (["export", "--out", "x.pt2"], "out must end in .onnx"),
         (["latency", "--batch-sizes", "1,x"], "batch_sizes must be whole numbers"),
         (["latency", "--repeats", "0"], "repeats must be at least 1"),

@@ -109,6 +109,10 @@ def export_run(
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, not '{format_name}'")
     if integer and format_name != "onnx":
         raise ValueError(f"integer is a form of onnx, not of {format_name}")
+    if not low_bit_storage and format_name != "onnx":
+        raise ValueError(
+            f"--no-low-bit-storage is an option of --format onnx, not of {format_name}"
+        )
     form = "-integer" if integer else ""
     path = out or found.folder / f"compressed{form}{FORMATS[format_name]}"
     if path.suffix != FORMATS[format_name]:
