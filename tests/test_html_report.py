@@ -107,6 +107,21 @@ def test_figures_of_plans_that_were_trained_before_they_were_judged_say_so(
     assert "of training" not in Page(make_page([plain])).text
 
 
+def test_plans_that_were_trained_are_on_no_front_with_others(runs: tuple[Path, Path]) -> None:
+    plain, trained, longer = (read_run(runs[1]) for _ in range(3))
+    for run, steps in ((trained, 20), (longer, 60)):
+        object.__setattr__(run, "config", {**run.config, "finetune_steps": steps})
+    older = read_run(runs[1])  # of before there was the option
+    object.__setattr__(older, "config", {**older.config})
+    older.config.pop("finetune_steps")
+    assert comparable([plain, trained, longer, older, trained]) == [[0, 3], [1, 4], [2]]
+    text = Page(make_page([plain, trained])).text
+    assert text.count("Front: all evaluated plans") == 2 and "Front: what" not in text
+    assert "search accuracy after 20 steps of training" in text
+    text = Page(make_page([trained, trained])).text
+    assert "uniform bits, after 20 steps of training:" in text and "not trained" not in text
+
+
 def test_nothing_is_fetched(runs: tuple[Path, Path], tmp_path: Path) -> None:
     write_page(runs, tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text())

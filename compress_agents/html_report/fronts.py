@@ -10,7 +10,7 @@ from compress_agents.html_report.curves import accuracy_range, percent_ticks
 from compress_agents.html_report.reading import Run
 from compress_agents.html_report.statistics import pareto_front, wilson_interval
 from compress_agents.html_report.svg import LegendEntry, Picture, Scale
-from compress_agents.html_report.words import metric_word, plural
+from compress_agents.html_report.words import metric_word, plural, when_judged
 
 __all__ = ["comparable", "outcome_front", "run_style", "search_front"]
 
@@ -18,11 +18,15 @@ _STYLES = 8
 
 
 def comparable(runs: Sequence[Run]) -> list[list[int]]:
-    """Places of the runs that belong into one picture: same network, data set and metric."""
+    """Places of the runs that belong into one picture.
+
+    They have the same network, data set and metric, and trained plans as far before judging them.
+    """
     groups: dict[tuple[str, ...], list[int]] = {}
     for place, run in enumerate(runs):
-        key = (run.report["network"], run.report["dataset"], run.report["metric"])
-        groups.setdefault(key, []).append(place)
+        report = run.report
+        subject = report["network"], report["dataset"], report["metric"]
+        groups.setdefault((*subject, when_judged(run.config)), []).append(place)
     return list(groups.values())
 
 
@@ -47,8 +51,9 @@ def search_front(runs: Sequence[Run], places: Sequence[int]) -> Picture:
     low, high = accuracy_range([e.accuracy for e in episodes], [*dense, *(y for _, y in uniform)])
     front = pareto_front((episode.reduction, episode.accuracy) for episode in episodes)
     reductions = [*(episode.reduction for episode in episodes), *(x for x, _ in uniform)]
-    chart = _chart(drawn[0][1], reductions, (low, high), "search accuracy", (
-        f"Search accuracy against reduction of {len(episodes)} plans of {len(drawn)} runs; "
+    what = f"search accuracy {when_judged(drawn[0][1].config)}".rstrip()
+    chart = _chart(drawn[0][1], reductions, (low, high), what, (
+        f"{what.capitalize()} against reduction of {len(episodes)} plans of {len(drawn)} runs; "
         f"{len(front)} of them are on the front"
     ))  # fmt: skip
     for accuracy in sorted(dense):
@@ -109,8 +114,9 @@ def outcome_front(runs: Sequence[Run], places: Sequence[int]) -> Picture:
         chart.level(accuracy, "dense dash")
     if len(best) > 1:
         chart.line(best, "ink thin")
+    when = when_judged(drawn[0][1].config) or "not trained"
     for point in sorted(uniform):
-        chart.marker(point, "kite", "uniform", f"uniform bits, not trained: {point[1]:.2%}")
+        chart.marker(point, "kite", "uniform", f"uniform bits, {when}: {point[1]:.2%}")
     trained_uniform = _trained_uniform(run for _, run in drawn)
     for point in trained_uniform:
         chart.marker(point, "diamond", "uniform", f"uniform bits, fine-tuned: {point[1]:.2%}")

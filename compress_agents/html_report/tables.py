@@ -18,6 +18,7 @@ from compress_agents.html_report.words import (
     metric_word,
     plural,
     times_less,
+    when_judged,
 )
 
 __all__ = ["Cell", "Tile", "comparison_rows", "facts", "figure_table", "latency_table", "tiles"]
@@ -57,7 +58,7 @@ def tiles(run: Run) -> list[Tile]:
     final = report if run.finetuning is None else run.finetuning.results
     dense, images = report["baseline_test_accuracy"], report["num_test_images"]
     change = 100 * (final["test_accuracy"] - dense)
-    when = _judged(run) or "without fine-tuning"
+    when = when_judged(run.config) or "without fine-tuning"
     if run.finetuning is not None:
         when = "after fine-tuning"
     low, high = wilson_interval(final["test_accuracy"], int(images))
@@ -85,12 +86,6 @@ def tiles(run: Run) -> list[Tile]:
             f"{report['macs'] / report['dense_macs']:.1%} of {amount(report['dense_macs'])}",
         ),
     ]
-
-
-def _judged(run: Run) -> str:
-    """How far a search trained plans before it judged them; empty where it did not."""
-    steps = run.config.get("finetune_steps")
-    return f"after {plural(steps, 'step')} of training" if isinstance(steps, int) and steps else ""
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ def figure_table(run: Run) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
         ("uniform bits", "uniform_", run.uniform_finetuning),
         ("best plan", "", run.finetuning),
     ):
-        plain = ", ".join(filter(None, (heading, _judged(run))))
+        plain = ", ".join(filter(None, (heading, when_judged(run.config))))
         for title, found in ((plain, report), (f"{heading}, fine-tuned", finetuning)):
             if found is report:
                 accuracies = [report[f"{prefix}{split}_accuracy"] for split in ("search", "test")]

@@ -15,6 +15,7 @@ __all__ = [
     "metric_word",
     "plural",
     "times_less",
+    "when_judged",
 ]
 
 TIMES = "\u00d7"
@@ -76,3 +77,9 @@ def bits_text(config: Mapping[str, Any]) -> str:
     """The bit-widths that a search could choose among."""
     bits = config.get("bits")
     return ", ".join(map(str, bits)) if isinstance(bits, list) else ""
+
+
+def when_judged(config: Mapping[str, Any]) -> str:
+    """How far a search trained plans before it judged them; empty where it did not."""
+    steps = config.get("finetune_steps")
+    return f"after {plural(steps, 'step')} of training" if isinstance(steps, int) and steps else ""
