@@ -61,6 +61,7 @@ def follow_channels(module: fx.GraphModule, input_shape: tuple[int, int, int]) -
     for node in list(module.graph.nodes):
         walk.visit(node)
     module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()  # their parameters would count
     module.graph.lint()
     module.recompile()
     return walk.flow

@@ -117,6 +117,41 @@ def test_slices_by_hand() -> None:
     assert bool(network.head.bias.any())
 
 
+def test_hooks_of_a_pruned_network_are_its_own() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.BatchNorm2d(4))
+    graph = trace(network, (3, 5, 5))
+    kept = np.ones(graph.atom_group.size, dtype=bool)
+    kept[graph.layers[1].in_atoms[0]] = False  # its groups become convolutions of their own
+    pruned = prune(graph, kept)
+    called: list[nn.Module] = []
+    modules = [module for module in pruned.modules() if not list(module.children())]
+    for module in modules:
+        module.register_forward_hook(lambda module, *_: called.append(module))
+    outputs(network, torch.randn(1, 3, 5, 5))
+    assert not called
+    outputs(pruned, torch.randn(1, 3, 5, 5))
+    assert called == modules
+
+
+def test_parameters_of_modules_whose_results_nobody_reads_do_not_count() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.idle = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1)
+            self.norm, self.head = nn.GroupNorm(2, 8), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            self.norm(self.idle(x))
+            return self.head(x.mean((2, 3)))
+
+    network = Idle()
+    graph = trace(network, (3, 5, 5))
+    assert [layer.name for layer in graph.layers] == ["conv", "head"]
+    assert ComplexityModel(graph).dense.params == 3 * 4 + 4 + 4 * 2 + 2
+    assert sum(1 for _ in network.children()) == 4  # it is left as it was
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_grouped_convolution_without_any_connection_left_gives_its_bias(bias: bool) -> None:
     torch.manual_seed(0)
