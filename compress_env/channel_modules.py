@@ -100,16 +100,21 @@ class UnevenGroupedConv2d(nn.Module):
         """Convolve every group of channels by itself: (N, C, H, W) to (N, C', H', W')."""
         pieces = x.split(self.in_sizes, 1)
         outputs = {key: part(pieces[int(key)]) for key, part in self.parts.items()}
-        height, width = (
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, (kernel, stride, padding, dilation) in zip(
-                (x.shape[2], x.shape[3]), self.geometry, strict=True
-            )
-        )
+        height, width = self.output_size(x.shape[2], x.shape[3])
         for key, name in self.constants.items():
             zeros = x.new_zeros(x.shape[0], 1, height, width)
             outputs[key] = zeros + getattr(self, name).view(1, -1, 1, 1)
         return torch.cat([outputs[key] for key in sorted(outputs, key=int)], 1)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output for those of the input."""
+        vertical, horizontal = (
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, (kernel, stride, padding, dilation) in zip(
+                (height, width), self.geometry, strict=True
+            )
+        )
+        return vertical, horizontal
 
     def ordered_parts(self) -> list[nn.Module | torch.Tensor]:
         """The convolutions, and the constants of groups without inputs, in output order."""

@@ -69,6 +69,18 @@ class CodeType:
         low, high = (graph.constant(np.array(limit, limits.dtype)) for limit in stored)
         return graph.once("Clip", codes, low, high)
 
-    def dequantize(self, graph: OnnxGraph, codes: str) -> str:
-        """The float value of codes."""
-        return graph.once("DequantizeLinear", codes, *self._numbers(graph))
+    def dequantize(self, graph: OnnxGraph, codes: str, plainly: bool = False) -> str:
+        """The float value of codes.
+
+        Args:
+            graph: the graph to extend.
+            codes: what to take the value of.
+            plainly: for a layer of float weights. Behind a DequantizeLinear, ONNX Runtime (1.31 at
+                least) makes such weights 8-bit integers, without being asked.
+        """
+        if not plainly:
+            return graph.once("DequantizeLinear", codes, *self._numbers(graph))
+        value = graph.once("CastLike", codes, graph.number(self.scale))
+        if self.zero:
+            value = graph.once("Sub", value, graph.number(self.zero))
+        return graph.once("Mul", value, graph.number(self.scale))

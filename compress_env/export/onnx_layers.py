@@ -95,10 +95,13 @@ def write_layer(
         if part.module is None:
             outputs.append("")
             continue
-        value = piece if codes is None else codes.dequantize(graph, piece)
+        value = piece if codes is None else codes.dequantize(graph, piece, part.scale is None)
         own = name if len(parts) == 1 else f"{name}.{place}"
         outputs.append(_write_part(graph, part, Tensor(value, x.shape), codes, four_bits, own))
-    some = next(output for output in outputs if output)
+    some = next((output for output in outputs if output), None)
+    if some is None:
+        assert isinstance(inner, UnevenGroupedConv2d)
+        some = _write_some_output(graph, inner, x, codes)
     outputs = [
         output or _write_constant(graph, part, some)
         for part, output in zip(parts, outputs, strict=True)
@@ -222,6 +225,16 @@ def _write_constant(graph: OnnxGraph, part: _Part, other: str) -> str:
     one = graph.one("Slice", other, *(graph.integers(number) for number in (0, 1, 1)))
     zeros = graph.one("Mul", one, graph.constant(np.zeros_like(values)))
     return graph.one("Add", zeros, graph.constant(values))
+
+
+def _write_some_output(
+    graph: OnnxGraph, layer: UnevenGroupedConv2d, x: Tensor, codes: CodeType | None
+) -> str:
+    """Numbers in the form of a layer's output (N, 1, H, W), where no part reads its input."""
+    limits = ((0, 0, 0), (1, 1, 1), (1, 2, 3))  # from, to, and the axes
+    corner = graph.one("Slice", x.name, *(graph.integers(*row) for row in limits))
+    value = corner if codes is None else codes.dequantize(graph, corner)
+    return graph.one("Expand", value, graph.integers(1, 1, *layer.output_size(*x.shape[2:])))
 
 
 def _geometry(conv: nn.Conv2d, name: str) -> dict[str, Any]:
