@@ -181,44 +181,6 @@ def test_every_coupling_and_float_leftovers(tmp_path: Path, seed: int) -> None:
     np.testing.assert_allclose(alone, expected[:1], atol=2e-5)
 
 
-def test_float_weights_stay_floats(tmp_path: Path) -> None:
-    # ONNX Runtime makes integers of float weights between codes and codes, where it sees them.
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 10)
-    )
-    images = torch.randn(60, 3, 8, 8)
-    graph = trace(network, (3, 8, 8))
-    kept = CompressionPlan.dense(graph).kept
-    plan = CompressionPlan.of(graph, kept, np.array([32, 4, 4]), np.array([6, 7, 6]))
-    small = compress(graph, plan, images)
-    expected = outputs(small, images)
-    for calibration in (None, images):
-        export_onnx(small, (3, 8, 8), tmp_path / "x.onnx", calibration_images=calibration)
-        assert (run(tmp_path / "x.onnx", images).argmax(1) == expected.argmax(1).numpy()).all()
-        if calibration is None:
-            found = torch.from_numpy(run(tmp_path / "x.onnx", images))
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("bits", [8, 32])
-def test_grouped_convolution_without_any_connection_left(tmp_path: Path, bits: int) -> None:
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, stride=2, groups=2), nn.Conv2d(4, 2, 1),
-        nn.Flatten(), nn.Linear(8, 10),
-    )  # fmt: skip
-    graph = trace(network, (3, 5, 5))
-    groups, layers = graph.group_atoms, graph.layers
-    gone = {*layers[1].in_atoms[:2], *layers[1].out_atoms[2:]}
-    kept = [np.array([atom not in gone for atom in atoms]) for atoms in groups]
-    widths = np.full(len(layers), bits)
-    images = torch.randn(5, 3, 5, 5)
-    small = compress(graph, CompressionPlan.of(graph, kept, widths, widths), images)
-    expected = outputs(small, images).numpy()
-    export_onnx(small, (3, 5, 5), tmp_path / "x.onnx")
-    np.testing.assert_allclose(run(tmp_path / "x.onnx", images), expected, rtol=0, atol=1e-5)
-
-
 def test_what_the_file_holds(tmp_path: Path) -> None:
     """Two layers that read one tensor, one of them behind a BatchNorm with a negative factor."""
 

@@ -9,7 +9,7 @@ the layer unless it is asked to be an integer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ from compress_env.quantization import QuantizedLayer, layer_parts
 
 LOW_BITS = 4
 """Weights of at most so many bits can be stored as INT4."""
+
+_ALMOST_ZERO = 1e-30
+"""What changes no value but zero when it is added, and not what is made of that."""
 
 LAYERS = (QuantizedLayer, nn.Conv2d, nn.Linear, UnevenGroupedConv2d)
 """What `write_layer` writes."""
@@ -71,6 +74,7 @@ def write_layer(
     codes: CodeType | None,
     form: LayerForm,
     name: str,
+    several_readers: bool = False,
 ) -> str:
     """Write a layer.
 
@@ -81,6 +85,7 @@ def write_layer(
         codes: type of the input's codes.
         form: what is wanted.
         name: of the layer.
+        several_readers: whether more than one operation reads the output.
 
     Returns:
         The name of the output, a float value.
@@ -90,6 +95,8 @@ def write_layer(
     four_bits = form.low_bit_storage and bits <= LOW_BITS
     pieces = _pieces(graph, inner, x.name)
     parts = list(_parts(layer, codes if form.integer_bias else None))
+    if several_readers:
+        parts = [_with_some_bias(part) for part in parts]
     outputs = []
     for place, (part, piece) in enumerate(zip(parts, pieces, strict=True)):
         if part.module is None:
@@ -155,6 +162,17 @@ def _parts(layer: nn.Module, codes: CodeType | None) -> Iterator[_Part]:
             weight, scale = scales_for_bias(weight, scale, bias, codes.scale)
             factor = finest_factors(weight, bias / (scale * codes.scale), codes.high)
         yield _Part(module, weight, scale, bias, factor)
+
+
+def _with_some_bias(part: _Part) -> _Part:
+    """A part with codes as weights that has a bias, if only in name.
+
+    OpenVINO (2026.4 at least) scales the sums of a convolution without bias twice where one of
+    several readers makes codes of them; and it drops a bias of exact zeros.
+    """
+    if part.scale is None or part.bias is None or part.bias.any():
+        return part
+    return replace(part, bias=np.full_like(part.bias, _ALMOST_ZERO))
 
 
 def _double(tensor: torch.Tensor) -> np.ndarray:

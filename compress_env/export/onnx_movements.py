@@ -78,19 +78,21 @@ def _select_channels(graph: OnnxGraph, module: nn.Module, x: Tensor) -> str:
     return graph.one("Reshape", row, graph.integers(0, len(index), *x.shape[2:]))
 
 
+SAME_FUNCTIONS = frozenset(
+    ["contiguous", "clone", "detach", "float", "dropout", "dropout2d", "feature_dropout",
+     "alpha_dropout", "stochastic_depth"]
+)  # fmt: skip
+"""Functions and methods that do nothing in evaluation mode."""
+
 MOVING_FUNCTIONS: dict[str, Write] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), _concatenate),
     "getitem": _slice,
     "transpose": _transpose,
     "permute": _permute,
     "max_pool2d": FUNCTIONS["max_pool2d"],
-    **dict.fromkeys(
-        ("contiguous", "clone", "detach", "float", "dropout", "dropout2d", "feature_dropout",
-         "alpha_dropout", "stochastic_depth"),
-        write_same,
-    ),
+    **dict.fromkeys(SAME_FUNCTIONS, write_same),
     "pad": _pad,
-}  # fmt: skip
+}
 """Functions and methods by plain name. The largest of some codes is the code of the largest."""
 
 RESHAPES = frozenset(["flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten"])

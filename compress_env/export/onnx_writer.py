@@ -15,6 +15,7 @@ from compress_env.export.onnx_movements import (
     MOVING_FUNCTIONS,
     MOVING_MODULES,
     RESHAPES,
+    SAME_FUNCTIONS,
     SAME_MODULES,
 )
 from compress_env.export.onnx_operations import (
@@ -196,8 +197,17 @@ class OnnxWriter:
             readers = self._readers(last)
             if len(readers) > 1 or None in readers:
                 self._rounded.add(last)
-        x = Tensor(name, shape)
-        return write_layer(self.graph, module, x, codes, self._form, str(node.target))
+        x, several = Tensor(name, shape), self._has_several_readers(node)
+        return write_layer(self.graph, module, x, codes, self._form, str(node.target), several)
+
+    def _has_several_readers(self, node: fx.Node) -> bool:
+        """Whether more than one operation reads a node's value, which some may hand on as it is."""
+        while len(node.users) == 1:
+            node = next(iter(node.users))
+            name = _name(node)
+            if not (isinstance(self._module(node), SAME_MODULES) or name in SAME_FUNCTIONS):
+                return False
+        return len(node.users) > 1
 
     def _round(self, node: fx.Node, x: str) -> str:
         if node not in self._rounded:
