@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from compress_env.normalization import BatchNorm, folded, norm_as_affine
 from compress_env.program import LayerStep, PlainStep
@@ -69,7 +70,7 @@ def _cast(module: nn.Module | Tensor, dtype: torch.dtype) -> nn.Module | Tensor:
     """A module or tensor with floats of another type, and weights of convolutions channels-last."""
     if isinstance(module, Tensor):
         return module.to(dtype) if module.is_floating_point() else module
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv2d) and not is_parametrized(module):
         twin = copy.copy(module)
         weight = module.weight.detach().to(dtype=dtype, memory_format=torch.channels_last)
         bias = None if module.bias is None else module.bias.detach().to(dtype)

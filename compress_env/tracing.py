@@ -75,7 +75,7 @@ def record_shapes(module: fx.GraphModule, input_shape: tuple[int, int, int]) -> 
     """Run one empty image through a traced network and note what every node gives.
 
     Nodes get `meta["shapes"]`, the shape of their tensor or a list of those of their tuple, or
-    `meta["number"]`, any other value.
+    `meta["number"]`, any other value. A squeeze of all dimensions is made to name them.
 
     Raises:
         ValueError: an image of this shape cannot pass through the network.
@@ -96,6 +96,7 @@ def record_shapes(module: fx.GraphModule, input_shape: tuple[int, int, int]) -> 
 
 class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
+        _name_squeezed_dimensions(n)
         result = super().run_node(n)
         if isinstance(result, torch.Tensor):
             n.meta["shapes"] = tuple(result.shape)
@@ -108,6 +109,17 @@ class _Recorder(fx.Interpreter):
         else:
             n.meta["number"] = result
         return result
+
+
+def _name_squeezed_dimensions(node: fx.Node) -> None:
+    """Let a squeeze of all dimensions of size one name them.
+
+    Else it would also take away the batch of a single image, or the channels where one is left.
+    """
+    squeezes = node.op != "call_module" and node.target in ("squeeze", torch.squeeze)
+    if squeezes and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node):
+        shape = single_shape(node.args[0])
+        node.args = (node.args[0], tuple(d for d, size in enumerate(shape) if d > 0 and size == 1))
 
 
 def shapes_of(node: fx.Node) -> tuple[int, ...] | list[tuple[int, ...]] | None:

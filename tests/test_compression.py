@@ -151,3 +151,16 @@ def test_networks_on_a_gpu_are_compressed_there(name: str) -> None:
         assert result.is_cuda
         if bits == 32:
             assert_close(result.cpu(), outputs(expected, found.images), 1e-2)
+
+
+def test_layer_of_parametrized_weights_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    network = nn.Sequential(normed, nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(96, 10))
+    images = torch.randn(4, 3, 8, 8)
+    with pytest.warns(UserWarning, match="ParametrizedConv2d"):
+        graph = trace(network, (3, 8, 8))
+    assert [layer.name for layer in graph.layers] == ["2", "4"]
+    small = compress_env.compress(graph, CompressionPlan.dense(graph, bits=8), images)
+    expected, found = outputs(network, images), outputs(small, images)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 0.05

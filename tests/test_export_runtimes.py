@@ -72,6 +72,32 @@ def test_grouped_convolution_without_any_connection_left(tmp_path: Path, bits: i
     np.testing.assert_allclose(run(tmp_path / "x.onnx", images), expected, rtol=0, atol=1e-5)
 
 
+class UsedTwice(nn.Module):
+    """A convolution that is used twice; "same" padding with a dilation and an even kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, (2, 3), padding="same", dilation=(1, 2))
+        self.twice, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.stem, self.twice, self.twice):
+            x = torch.relu(layer(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_layer_that_is_used_twice_and_same_padding(tmp_path: Path, engine: str) -> None:
+    torch.manual_seed(0)
+    network, images = UsedTwice(), torch.randn(5, 3, 8, 8)
+    graph = trace(network, (3, 8, 8))
+    small = compress(graph, CompressionPlan.dense(graph, bits=8), images)
+    expected = outputs(small, images).numpy()
+    export_onnx(small, (3, 8, 8), tmp_path / "x.onnx")
+    np.testing.assert_allclose(run(tmp_path / "x.onnx", images, engine), expected, atol=1e-4)
+
+
 class ReadTwice(nn.Module):
     """A convolution without bias whose result another one reads, and an addition."""
 

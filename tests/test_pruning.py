@@ -152,6 +152,26 @@ def test_parameters_of_modules_whose_results_nobody_reads_do_not_count() -> None
     assert sum(1 for _ in network.children()) == 4  # it is left as it was
 
 
+def test_squeeze_of_every_one_spares_the_batch_and_a_last_channel() -> None:
+    class Squeezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.conv(x)).mean((2, 3), keepdim=True).squeeze())
+
+    network = Squeezing()
+    graph = trace(network, (3, 5, 5))
+    kept = np.ones(graph.atom_group.size, dtype=bool)
+    kept[graph.group_atoms[0][1:]] = False  # one channel stays
+    images = torch.randn(3, 3, 5, 5)
+    pruned = prune(graph, kept)
+    expected = outputs(zeroed(network, graph, kept), images)
+    assert_close(outputs(pruned, images), expected, 1e-6)
+    assert_close(outputs(pruned, images[:1]), expected[:1], 1e-6)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_grouped_convolution_without_any_connection_left_gives_its_bias(bias: bool) -> None:
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ class OnnxGraph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self._known: dict[tuple[Any, ...], str] = {}
+        self._named: Counter[str] = Counter()
         self._count = 0
 
     def fresh_name(self) -> str:
@@ -63,12 +65,16 @@ class OnnxGraph:
             operation: name of the ONNX operator.
             *inputs: names of values; an empty name leaves an optional input out.
             outputs: how many values it gives.
-            name: of the node, for people who look at the graph.
+            name: of the node, for people who look at the graph; where a node has it, the next ones
+                get a number behind it, because runtimes want names to be unique.
             attributes: of the operator.
 
         Returns:
             The names of its outputs.
         """
+        self._named[name] += 1
+        if name and self._named[name] > 1:
+            name = f"{name}#{self._named[name]}"
         names = [self.fresh_name() for _ in range(outputs)]
         node = helper.make_node(operation, inputs, names, name=name or None, **attributes or {})
         self.nodes.append(node)

@@ -266,8 +266,9 @@ def _geometry(conv: nn.Conv2d, name: str) -> dict[str, Any]:
         geometry["dilations"] = conv.dilation
     if conv.groups != 1:
         geometry["group"] = conv.groups
-    if isinstance(conv.padding, str):
-        geometry["auto_pad"] = "SAME_UPPER" if conv.padding == "same" else "VALID"
-    elif any(conv.padding):
+    if conv.padding == "same":  # runtimes know this by name, but not together with a dilation
+        sums = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        geometry["pads"] = (*(each // 2 for each in sums), *(each - each // 2 for each in sums))
+    elif not isinstance(conv.padding, str) and any(conv.padding):
         geometry["pads"] = (*conv.padding, *conv.padding)
     return geometry
