@@ -98,6 +98,31 @@ def test_layer_that_is_used_twice_and_same_padding(tmp_path: Path, engine: str) 
     np.testing.assert_allclose(run(tmp_path / "x.onnx", images, engine), expected, atol=1e-4)
 
 
+class Moving(nn.Module):
+    """Codes that are moved by sizes, and by arguments with names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.last, self.head = nn.Conv2d(8, 4, 3), nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat(tensors=[self.stem(x), self.other(x)], dim=1)
+        x = torch.relu(self.last(torch.relu(x.reshape(x.size(0), x.shape[1], -1).reshape(x.shape))))
+        return self.head(x.view(x.size(0), x.shape[1], -1).view(x.size(0), -1))
+
+
+@pytest.mark.filterwarnings("ignore:channels are left whole")
+def test_moved_codes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, images = Moving(), torch.randn(5, 3, 8, 8)
+    graph = trace(network, (3, 8, 8))
+    small = compress(graph, CompressionPlan.dense(graph, bits=8), images)
+    expected = outputs(small, images).numpy()
+    export_onnx(small, (3, 8, 8), tmp_path / "x.onnx")
+    np.testing.assert_allclose(run(tmp_path / "x.onnx", images), expected, atol=1e-4)
+
+
 class ReadTwice(nn.Module):
     """A convolution without bias whose result another one reads, and an addition."""
 

@@ -234,10 +234,13 @@ class OnnxWriter:
             if self._moves(node, codes):
 
                 def moved(source: fx.Node) -> Any:
-                    return Tensor(self._codes(source, codes), self._values[source].shape)
+                    value = self._values[source]
+                    if not isinstance(value, Tensor):  # such as a size
+                        return value
+                    return Tensor(self._codes(source, codes), value.shape)
 
-                args = fx.node.map_arg(node.args, moved)
-                return self._operation(node, args, node.kwargs)
+                args, kwargs = (fx.node.map_arg(part, moved) for part in (node.args, node.kwargs))
+                return self._operation(node, args, kwargs)
         return codes.quantize(self.graph, self._values[node].name)
 
     def _wanted(self, node: fx.Node) -> CodeType | None:
