@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from torch import nn
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
@@ -72,3 +73,30 @@ def logits_of(output: object) -> torch.Tensor:
             f"network: it must return a tensor or a tuple of them, not {type(output).__name__}"
         )
     return first
+
+
+def check_network(network: nn.Module, images: torch.Tensor) -> None:
+    """Refuse a network that cannot classify some images.
+
+    Args:
+        network: in evaluation mode.
+        images: float32 (images, channels, height, width), on its device.
+
+    Raises:
+        ValueError: it is not in float32, has parameters that are no numbers, or its outputs are not
+            (images, classes).
+    """
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"network: it must be in float32 (network.float()), '{name}' is {parameter.dtype}"
+            )
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(f"network: parameter '{name}' has values that are no numbers")
+    with torch.no_grad():
+        shape = tuple(logits_of(network(images)).shape)
+    if len(shape) != 2 or shape[0] != len(images):
+        raise ValueError(
+            f"network: for {len(images)} images its outputs must be ({len(images)}, classes), "
+            f"not {shape}"
+        )

@@ -19,7 +19,7 @@ from torch import nn
 
 from compress_env.actions import ActionDecoder
 from compress_env.calibration import CALIBRATION_DTYPES, fastest_dtype
-from compress_env.checks import check_choice, check_count, check_path
+from compress_env.checks import check_choice, check_count, check_network, check_path
 from compress_env.complexity import Complexity, ComplexityModel, reduction
 from compress_env.data import ImageSet, Splits, load_splits, normalize
 from compress_env.datasets.image_sets import stratified_order
@@ -148,6 +148,7 @@ class CompressionTask:
         self.calibration = self._labelled(calibration.images, calibration.labels)
         input_shape = tuple(self.search.images.shape[1:])
         self.graph = trace(self.network, input_shape)
+        check_network(self.graph.module, self.calibration.images[:2])
         self.costs = ComplexityModel(self.graph)
         criterion = IMPORTANCES[importance] if isinstance(importance, str) else importance
         self.importance = criterion(

@@ -16,6 +16,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from small_networks import EveryCoupling
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from torch import nn
 
 import compress_env
 from compress_env import CompressionPlan, JointPruneQuantEnv
@@ -374,6 +375,18 @@ def test_other_rewards_are_best_for_the_dense_network(name: str) -> None:
 def test_bad_arguments_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make(**options)
+
+
+def test_networks_that_cannot_classify_are_refused() -> None:
+    wide, broken = nn.Conv2d(3, 10, 3).double(), nn.Conv2d(3, 10, 3)
+    nn.init.constant_(broken.weight, float("nan"))
+    for layer, words in (
+        (wide, r"must be in float32 \(network.float\(\)\), '0.weight' is torch.float64"),
+        (broken, "parameter '0.weight' has values that are no numbers"),
+        (nn.Conv2d(3, 10, 3), r"its outputs must be \(2, classes\), not \(2, 10, 6, 6\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            JointPruneQuantEnv(nn.Sequential(layer, nn.ReLU()), "digits")
 
 
 def test_make_and_reset_take_under_three_seconds() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import compress_env
 from compress_env.compression import compress
-from compress_env.data import normalize
 from compress_env.evaluation import evaluate_network, run_network
 from compress_env.export import export_onnx, export_torch
 from compress_env.finetune import finetune
@@ -119,12 +118,11 @@ def test_they_are_trained_by_the_first_output(
 def test_other_outputs_are_refused_by_what_they_are(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     network = Named().eval()
-    task = task_of(network)
-    refusal = "network: it must return a tensor or a tuple of them, not dict"
+    refusal = "network: it must return a tensor or a tuple of them, not"
     with pytest.raises(ValueError, match=refusal):
-        finetune(task, mixed_plan(task.graph, [4]), FinetuneOptions(steps=1), tmp_path)
-    with pytest.raises(ValueError, match=refusal):
-        run_network(network, normalize(task.splits.test.images[:2], task.splits))
+        task_of(network)
+    with pytest.raises(ValueError, match=f"{refusal} dict"):
+        run_network(network, torch.zeros(2, 3, 8, 8))
     with pytest.raises(ValueError, match="first output is no tensor cannot be written as ONNX"):
-        export_onnx(network, task.graph.input_shape, tmp_path / "x.onnx")
+        export_onnx(network, (3, 8, 8), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
