@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compress_env.casting import CalledModules, called_modules
+from compress_env.casting import CalledModules, called_modules, run_plain_as
 from compress_env.layer_graph import LayerGraph
 from compress_env.normalization import (
     BatchNorm,
@@ -38,7 +38,6 @@ from compress_env.program import (
     called_module,
     copied,
     reads,
-    run_plain,
 )
 from compress_env.quantization import SAMPLED_VALUES, sample_values
 from compress_env.workers import Workers, threads_for
@@ -265,7 +264,7 @@ class _Walker:
         norm = self.called.norms.get(name)
         if norm is None:
             find = self.called.modules.__getitem__
-            return [run_plain(step.node, values, find) for values in parts]
+            return [run_plain_as(self.dtype, step.node, values, find) for values in parts]
         inputs = [values[reads(step)[0]] for values in parts]
         copies = [x.clone(memory_format=torch.preserve_format) for x in inputs]
         return self._normalized(name, norm, copies)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from compress_env.normalization import BatchNorm, folded, norm_as_affine
-from compress_env.program import LayerStep, PlainStep
+from compress_env.program import LayerStep, PlainStep, run_plain
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,29 @@ def _cast(module: nn.Module | Tensor, dtype: torch.dtype) -> nn.Module | Tensor:
     if next(module.parameters(), None) is None and next(module.buffers(), None) is None:
         return module
     return copy.deepcopy(module).to(dtype)
+
+
+def run_plain_as(
+    dtype: torch.dtype, node: fx.Node, values: Mapping[fx.Node, Any], find: Callable[[str], Any]
+) -> Any:
+    """Run a node that is no layer; in float32, where its operation does not know the type.
+
+    Args:
+        dtype: of the values.
+        node: the node.
+        values: of the nodes that it reads.
+        find: gives a module or tensor in this type by its name.
+    """
+    try:
+        return run_plain(node, values, find)
+    except NotImplementedError:  # local response normalisation, for one, has no bfloat16
+        wide = {other: _to(values[other], torch.float32) for other in node.all_input_nodes}
+        return _to(run_plain(node, wide, lambda name: _cast(find(name), torch.float32)), dtype)
+
+
+def _to(value: Any, dtype: torch.dtype) -> Any:
+    """A value with all floats in it of another type."""
+    if type(value) in (tuple, list):
+        return type(value)(_to(each, dtype) for each in value)
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if floating else value

@@ -9,6 +9,7 @@ from torch import nn
 
 from compress_env import calibration
 from compress_env.calibration import calibrate
+from compress_env.layer_graph import trace
 from compress_env.normalization import as_images, as_rows, averages, moments, normalize_
 from compress_env.plan import CompressionPlan
 from compress_env.pruning import pruned_modules
@@ -98,3 +99,20 @@ def test_relu_of_bfloat16_is_exact() -> None:
     expected = x.relu()
     calibration._relu_(x)
     assert torch.equal(x, expected)
+
+
+def test_operations_without_bfloat16_run_in_float32() -> None:
+    """Local response normalisation has no kernel for it."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(5), nn.Conv2d(8, 4, 3), nn.Flatten()
+    ).eval()
+    with pytest.warns(UserWarning, match="local_response_norm|LocalResponseNorm"):
+        graph = trace(network, (3, 8, 8))
+    images = torch.randn(8, 3, 8, 8)
+    exact, near = (
+        calibrate(network, graph, images, False, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert torch.allclose(exact[1], near[1], rtol=2e-2, atol=2e-2)
+    assert exact[1].std() > 0.1
