@@ -184,7 +184,8 @@ with `compress-agents train --target-reduction T --total-timesteps 500` (default
 search per target) at commit 45126b6, those of `graph-q` by the commands below at commits 1db3371
 and, with training, bea85f1. Fewer epochs than a row would like are what two cores had time for.
 The searched plans at 49% and 50% of MACs had been trained for 3 and 1 epochs before, which left
--1.4 and -2.2 points; their rows now are new trainings of the same plans.
+less, and measured on the test images (`benchmarks/results/papers.csv` at commit bdddc21); their
+rows now are new, longer trainings of the same plans.
 
 All rows are trained with `--compile --mixed-precision` on a processor with AMX. Since commit
 94e0d95 plans are calibrated in bfloat16 there; rows trained before and after it can differ by some

@@ -34,6 +34,17 @@ def run(path: Path, images: torch.Tensor, engine: str = "onnxruntime") -> np.nda
     return found
 
 
+def run_in_8_bits(
+    network: nn.Module, images: torch.Tensor, path: Path, engine: str = "onnxruntime"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a whole network at 8 bits: of its exported file, and of itself."""
+    shape = tuple(images.shape[1:])
+    graph = trace(network, shape)
+    small = compress(graph, CompressionPlan.dense(graph, bits=8), images)
+    export_onnx(small, shape, path)
+    return run(path, images, engine), outputs(small, images).numpy()
+
+
 def test_float_weights_stay_floats(tmp_path: Path) -> None:
     # ONNX Runtime makes integers of float weights between codes and codes, where it sees them.
     torch.manual_seed(0)
@@ -91,11 +102,8 @@ class UsedTwice(nn.Module):
 def test_layer_that_is_used_twice_and_same_padding(tmp_path: Path, engine: str) -> None:
     torch.manual_seed(0)
     network, images = UsedTwice(), torch.randn(5, 3, 8, 8)
-    graph = trace(network, (3, 8, 8))
-    small = compress(graph, CompressionPlan.dense(graph, bits=8), images)
-    expected = outputs(small, images).numpy()
-    export_onnx(small, (3, 8, 8), tmp_path / "x.onnx")
-    np.testing.assert_allclose(run(tmp_path / "x.onnx", images, engine), expected, atol=1e-4)
+    found, expected = run_in_8_bits(network, images, tmp_path / "x.onnx", engine)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 class Moving(nn.Module):
@@ -116,11 +124,8 @@ class Moving(nn.Module):
 def test_moved_codes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network, images = Moving(), torch.randn(5, 3, 8, 8)
-    graph = trace(network, (3, 8, 8))
-    small = compress(graph, CompressionPlan.dense(graph, bits=8), images)
-    expected = outputs(small, images).numpy()
-    export_onnx(small, (3, 8, 8), tmp_path / "x.onnx")
-    np.testing.assert_allclose(run(tmp_path / "x.onnx", images), expected, atol=1e-4)
+    found, expected = run_in_8_bits(network, images, tmp_path / "x.onnx")
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 class ReadTwice(nn.Module):
@@ -148,10 +153,6 @@ def test_layer_without_bias_that_is_read_twice(
     torch.manual_seed(0)
     network, images = ReadTwice(between), torch.randn(40, 3, 8, 8)
     liven(network, images)
-    graph = trace(network, (3, 8, 8))
-    small = compress(graph, CompressionPlan.dense(graph, bits=8), images)
-    expected = outputs(small, images).numpy()
-    export_onnx(small, (3, 8, 8), tmp_path / "x.onnx")
-    found = run(tmp_path / "x.onnx", images, engine)
+    found, expected = run_in_8_bits(network, images, tmp_path / "x.onnx", engine)
     errors = np.abs(found - expected).max(1) / np.abs(expected).max()
     assert np.median(errors) < 1e-5
